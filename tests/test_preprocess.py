@@ -1,0 +1,120 @@
+"""Crop, normalisation and their order against nnU-Net's DefaultPreprocessor pieces."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from specs import make_spec, spline
+from trtbuild.errors import InputError
+from trtbuild.spec import CT, NoNormalization, RescaleTo01, RGBTo01, ZScore
+from trtbuild.volume import prepared_from_array
+from trtbuild.volume.crop import filled_nonzero_mask, nonzero_box
+
+
+def blob(shape: tuple[int, ...], channels: int = 1, seed: int = 0) -> np.ndarray:
+    """Structured intensities with a zero rim, zero holes, and an odd offset."""
+    from scipy.ndimage import gaussian_filter
+
+    rng = np.random.default_rng(seed)
+    data = np.stack([gaussian_filter(rng.normal(size=shape), 2) for _ in range(channels)]) * 300 + 40
+    inside = gaussian_filter(rng.normal(size=shape), 3) > -0.02
+    inside[:2] = inside[-1:] = False
+    inside[:, :3] = False
+    inside[:, :, -2:] = False
+    return (data * inside).astype(np.float32)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("channels", [1, 3])
+def test_crop_and_mask_are_nnunets(seed: int, channels: int) -> None:
+    from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
+
+    data = blob((19, 24, 21), channels, seed)
+    expected, segmentation, bbox = crop_to_nonzero(data.copy())
+    box = nonzero_box(data)
+    assert [[s.start, s.stop] for s in box] == bbox
+    np.testing.assert_array_equal(data[(slice(None), *box)], expected)
+    np.testing.assert_array_equal(filled_nonzero_mask(expected), segmentation[0] >= 0)
+
+
+@pytest.mark.parametrize("shape", [(1, 20, 20), (3, 1, 9), (12, 13, 14)])
+def test_crop_of_flat_volumes_and_of_nothing_is_nnunets(shape: tuple[int, ...]) -> None:
+    from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
+
+    for data in (np.zeros((1, *shape), np.float32), np.ones((1, *shape), np.float32)):
+        _, segmentation, bbox = crop_to_nonzero(data.copy())
+        assert [[s.start, s.stop] for s in nonzero_box(data)] == bbox
+        np.testing.assert_array_equal(filled_nonzero_mask(data[(slice(None), *nonzero_box(data))]), segmentation[0] >= 0)
+
+
+SCHEMES = [
+    (ZScore(masked=True), "ZScoreNormalization", True, {}),
+    (ZScore(masked=False), "ZScoreNormalization", False, {}),
+    (CT(lower=-20, upper=120, mean=31.5, std=17.25), "CTNormalization", False,
+     {"percentile_00_5": -20, "percentile_99_5": 120, "mean": 31.5, "std": 17.25}),
+    (NoNormalization(), "NoNormalization", False, {}),
+    (RescaleTo01(), "RescaleTo01Normalization", False, {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("scheme", "name", "masked", "properties"), SCHEMES, ids=lambda v: getattr(v, "kind", None))
+def test_each_normalisation_is_nnunets_bit_for_bit(scheme, name, masked, properties) -> None:  # type: ignore[no-untyped-def]
+    from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
+    from nnunetv2.preprocessing.normalization import default_normalization_schemes as theirs
+
+    data = blob((15, 20, 18))
+    cropped, segmentation, _ = crop_to_nonzero(data.copy())
+    expected = getattr(theirs, name)(masked, properties).run(cropped[0].copy(), segmentation[0])
+    ours = prepared_from_array(data, (1, 1, 1), make_spec(normalization=(scheme,))).data[0]
+    np.testing.assert_array_equal(ours, expected)
+
+
+def test_rgb_is_divided_by_255_and_other_values_are_refused() -> None:
+    spec = make_spec(normalization=(RGBTo01(),))
+    data = np.full((1, 4, 4, 4), 51, np.float32)
+    np.testing.assert_array_equal(prepared_from_array(data, (1, 1, 1), spec).data, np.float32(51) / np.float32(255))
+    for value in (-1, 256):
+        data[0, 1, 1, 1] = value
+        with pytest.raises(InputError, match="8-bit RGB"):
+            prepared_from_array(data, (1, 1, 1), spec)
+
+
+def test_the_input_array_is_left_unchanged() -> None:
+    data = blob((10, 11, 12))
+    before = data.copy()
+    prepared_from_array(data, (1, 1, 1), make_spec())
+    np.testing.assert_array_equal(data, before)
+
+
+def test_transpose_spacing_and_grids_fit_together() -> None:
+    spec = make_spec(transpose_forward=(2, 0, 1), transpose_backward=(1, 2, 0), spacing=(2.0, 1.0, 0.5))
+    data = np.ones((1, 10, 12, 14), dtype=np.float32)
+    grid = prepared_from_array(data, (1.0, 0.5, 4.0), spec).grid
+    assert grid.shape == (14, 10, 12)
+    assert grid.spacing == (4.0, 1.0, 0.5)
+    assert grid.resampled == (28, 10, 12)
+
+
+def test_a_2d_configuration_keeps_the_slice_spacing() -> None:
+    spec = make_spec(patch=(8, 8), spacing=(0.5, 2.0), configuration="2d")
+    prepared = prepared_from_array(np.ones((1, 7, 10, 12), np.float32), (3.0, 1.0, 1.0), spec)
+    assert prepared.grid.resampled == (7, 20, 6)
+    assert prepared.grid.target == (3.0, 0.5, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("data", "spacing", "message"),
+    [
+        (np.ones((4, 4, 4)), (1, 1, 1), "four axes"),
+        (np.ones((2, 4, 4, 4)), (1, 1, 1), "number of channels"),
+        (np.full((1, 4, 4, 4), np.nan), (1, 1, 1), "NaN"),
+        (np.full((1, 4, 4, 4), np.inf), (1, 1, 1), "NaN or infinity"),
+        (np.ones((1, 4, 4, 4)), (1, 0, 1), "spacing"),
+        (np.ones((1, 4, 4, 4)), (1, -1, 1), "spacing"),
+        (np.ones((1, 4, 4, 4)), (1, 1), "spacing"),
+        (np.ones((1, 4, 4, 4)), (1, float("nan"), 1), "spacing"),
+    ],
+)
+def test_bad_arrays_are_refused_with_what_is_wrong(data, spacing, message) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(InputError, match=message):
+        prepared_from_array(data.astype(np.float32), spacing, make_spec(resample_data=spline(3)))

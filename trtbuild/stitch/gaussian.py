@@ -1,0 +1,32 @@
+"""How much a voxel of a window counts: a Gaussian that is a product of one-dimensional Gaussians.
+
+nnU-Net filters a unit impulse at `patch // 2` with sigma = patch / 8 and scales it to a maximum of 10
+(`compute_gaussian`); the scale cancels in the mean. Filtering is separable, so the weight of a window is
+g(z) g(y) g(x), and because windows form a grid the total weight of a voxel is again a product of three
+one-dimensional sums. No volume of weights is needed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def axis_gaussian(patch: int, sigma_scale: float) -> NDArray[np.float64]:
+    """Weights (patch,) along one axis, 1 at `patch // 2`, all positive.
+
+    Equal to `scipy.ndimage.gaussian_filter1d` of a unit impulse divided by its maximum: the kernel is
+    exp(-d² / 2 sigma²), its normalisation cancels in the division, and its cut at 4 sigma lies outside the patch
+    for nnU-Net's sigma (patch / 8).
+    """
+    distance = np.arange(patch) - patch // 2
+    return np.asarray(np.exp(-0.5 * (distance / (patch * sigma_scale)) ** 2))
+
+
+def axis_weight_sum(length: int, patch: int, steps: tuple[int, ...], sigma_scale: float) -> NDArray[np.float64]:
+    """Sum (length,) along one axis of the weights of all windows that start at `steps`."""
+    total = np.zeros(length)
+    weights = axis_gaussian(patch, sigma_scale)
+    for start in steps:
+        total[start : start + patch] += weights
+    return total
