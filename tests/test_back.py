@@ -5,15 +5,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from specs import make_spec, spline
+
 from trtbuild.spec import Labels, ModelSpec
 from trtbuild.volume import CaseGrid, probabilities_from_logits, segmentation_from_logits
 
-REGIONS = Labels(decision="regions", values=(1, 3, 2), names={"whole": (1, 2, 3), "core": (2, 3), "enhancing": (3,)},
-                 foreground=(1, 2, 3), ignore=None)  # fmt: skip
+REGIONS = Labels(
+    decision="regions",
+    values=(1, 3, 2),
+    names={"whole": (1, 2, 3), "core": (2, 3), "enhancing": (3,)},
+    foreground=(1, 2, 3),
+    ignore=None,
+)
 
 
 def many(heads: int) -> Labels:
-    return Labels(decision="argmax", values=tuple(range(heads)), names={}, foreground=tuple(range(1, heads)), ignore=None)
+    return Labels(
+        decision="argmax", values=tuple(range(heads)), names={}, foreground=tuple(range(1, heads)), ignore=None
+    )
 
 
 def grid_for(resampled: tuple[int, ...], cropped: tuple[int, ...], spacing=(1.0, 1.0, 1.0), target=None) -> CaseGrid:  # type: ignore[no-untyped-def]
@@ -28,9 +36,14 @@ def reference(logits: np.ndarray, grid: CaseGrid, spec: ModelSpec) -> tuple[np.n
 
     how = spec.resample_probabilities
     full = resample_data_or_seg_to_shape(
-        logits.astype(np.float64), np.array(grid.cropped), grid.target, grid.spacing, order=how.order,
-        order_z=how.order_z, force_separate_z=None,
-    )  # fmt: skip
+        logits.astype(np.float64),
+        np.array(grid.cropped),
+        grid.target,
+        grid.spacing,
+        order=how.order,
+        order_z=how.order_z,
+        force_separate_z=None,
+    )
     labels = np.zeros(grid.shape, dtype=np.int64)
     probabilities = np.zeros((len(logits), *grid.shape))
     if spec.labels.decision == "argmax":
@@ -45,7 +58,9 @@ def reference(logits: np.ndarray, grid: CaseGrid, spec: ModelSpec) -> tuple[np.n
             inside[head > 0.5] = value
     labels[grid.box] = inside
     probabilities[(slice(None), *grid.box)] = soft
-    return labels.transpose(spec.transpose_backward), probabilities.transpose(0, *(a + 1 for a in spec.transpose_backward))
+    return labels.transpose(spec.transpose_backward), probabilities.transpose(
+        0, *(a + 1 for a in spec.transpose_backward)
+    )
 
 
 CASES = {
@@ -63,8 +78,9 @@ CASES = {
 @pytest.mark.parametrize("order", [1, 3])
 def test_labels_and_probabilities_equal_the_float64_reference(case: str, labels: Labels, order: int) -> None:
     resampled, cropped, spacing = CASES[case]
-    spec = make_spec(labels=labels, resample_probabilities=spline(order), transpose_forward=(2, 0, 1),
-                     transpose_backward=(1, 2, 0))  # fmt: skip
+    spec = make_spec(
+        labels=labels, resample_probabilities=spline(order), transpose_forward=(2, 0, 1), transpose_backward=(1, 2, 0)
+    )
     grid = grid_for(resampled, cropped, **spacing)
     logits = np.random.default_rng(7).normal(0, 3, size=(labels.heads, *resampled)).astype(np.float32)
     expected, soft = reference(logits, grid, spec)

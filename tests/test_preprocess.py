@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from specs import make_spec, spline
+
 from trtbuild.errors import InputError
 from trtbuild.spec import CT, NoNormalization, RescaleTo01, RGBTo01, ZScore
 from trtbuild.volume import prepared_from_array
@@ -44,17 +45,23 @@ def test_crop_of_flat_volumes_and_of_nothing_is_nnunets(shape: tuple[int, ...]) 
     for data in (np.zeros((1, *shape), np.float32), np.ones((1, *shape), np.float32)):
         _, segmentation, bbox = crop_to_nonzero(data.copy())
         assert [[s.start, s.stop] for s in nonzero_box(data)] == bbox
-        np.testing.assert_array_equal(filled_nonzero_mask(data[(slice(None), *nonzero_box(data))]), segmentation[0] >= 0)
+        np.testing.assert_array_equal(
+            filled_nonzero_mask(data[(slice(None), *nonzero_box(data))]), segmentation[0] >= 0
+        )
 
 
 SCHEMES = [
     (ZScore(masked=True), "ZScoreNormalization", True, {}),
     (ZScore(masked=False), "ZScoreNormalization", False, {}),
-    (CT(lower=-20, upper=120, mean=31.5, std=17.25), "CTNormalization", False,
-     {"percentile_00_5": -20, "percentile_99_5": 120, "mean": 31.5, "std": 17.25}),
+    (
+        CT(lower=-20, upper=120, mean=31.5, std=17.25),
+        "CTNormalization",
+        False,
+        {"percentile_00_5": -20, "percentile_99_5": 120, "mean": 31.5, "std": 17.25},
+    ),
     (NoNormalization(), "NoNormalization", False, {}),
     (RescaleTo01(), "RescaleTo01Normalization", False, {}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("scheme", "name", "masked", "properties"), SCHEMES, ids=lambda v: getattr(v, "kind", None))

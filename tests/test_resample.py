@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from trtbuild.errors import InputError, ModelError
 from trtbuild.spec import Resampling
 from trtbuild.volume.resample import axis_matrix, coarse_axis, nearest_index, new_shape, resample
@@ -15,17 +16,30 @@ TOLERANCE = 1e-6
 
 
 def how(order: int, order_z: int = 0, separate_z: str = "auto", threshold: float = 3.0) -> Resampling:
-    return Resampling(method="spline", is_segmentation=False, order=order, order_z=order_z,
-                      separate_z=separate_z, anisotropy_threshold=threshold)  # type: ignore[arg-type]  # fmt: skip
+    return Resampling(
+        method="spline",
+        is_segmentation=False,
+        order=order,
+        order_z=order_z,
+        separate_z=separate_z,
+        anisotropy_threshold=threshold,
+    )  # type: ignore[arg-type]
 
 
 def reference(data, shape, spacing, target, rule):  # type: ignore[no-untyped-def]
     from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
 
     force = {"auto": None, "always": True, "never": False}[rule.separate_z]
-    return resample_data_or_seg_to_shape(data, np.array(shape), spacing, target, order=rule.order,
-                                         order_z=rule.order_z, force_separate_z=force,
-                                         separate_z_anisotropy_threshold=rule.anisotropy_threshold)  # fmt: skip
+    return resample_data_or_seg_to_shape(
+        data,
+        np.array(shape),
+        spacing,
+        target,
+        order=rule.order,
+        order_z=rule.order_z,
+        force_separate_z=force,
+        separate_z_anisotropy_threshold=rule.anisotropy_threshold,
+    )
 
 
 @pytest.mark.parametrize("order", [0, 1, 2, 3])
@@ -42,7 +56,7 @@ def reference(data, shape, spacing, target, rule):  # type: ignore[no-untyped-de
         ((30, 31, 32), (1, 1, 4), (1, 1, 4)),
         ((101, 130, 60), (1, 0.9, 1.1), (1.3, 1, 1)),
     ],
-)  # fmt: skip
+)
 def test_every_order_equals_nnunet(order, shape, spacing, target) -> None:  # type: ignore[no-untyped-def]
     data = np.random.default_rng(0).normal(100, 40, size=(2, *shape)).astype(np.float32)
     grid = new_shape(shape, spacing, target)
@@ -132,13 +146,15 @@ def test_nearest_index_is_map_coordinates_order_0() -> None:
     for old in range(1, 40):
         for new in range(1, 60):
             scale = float(old) / new
-            expected = map_coordinates(np.arange(old, dtype=float), [scale * (np.arange(new) + 0.5) - 0.5], order=0,
-                                       mode="nearest")  # fmt: skip
+            expected = map_coordinates(
+                np.arange(old, dtype=float), [scale * (np.arange(new) + 0.5) - 0.5], order=0, mode="nearest"
+            )
             np.testing.assert_array_equal(nearest_index(old, new), expected)
 
 
 def test_ways_that_are_not_implemented_are_refused_by_name() -> None:
-    rule = Resampling(method="torch", is_segmentation=False, order=1, order_z=0, separate_z="auto",
-                      anisotropy_threshold=3.0)  # fmt: skip
+    rule = Resampling(
+        method="torch", is_segmentation=False, order=1, order_z=0, separate_z="auto", anisotropy_threshold=3.0
+    )
     with pytest.raises(ModelError, match="torch"):
         resample(np.zeros((1, 4, 4, 4), np.float32), (5, 5, 5), (1, 1, 1), (1, 1, 1), rule)

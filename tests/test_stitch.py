@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from trtbuild.errors import InputError, ModelError
 from trtbuild.stitch import (
     axis_gaussian,
@@ -25,9 +26,10 @@ from trtbuild.stitch.accumulate import add_window, divide_by_weights
 def test_steps_are_nnunets(patch: int, extra: int, step: float) -> None:
     from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 
-    assert list(axis_steps(patch + extra, patch, step)) == compute_steps_for_sliding_window(
-        (patch + extra,), (patch,), step
-    )[0]
+    assert (
+        list(axis_steps(patch + extra, patch, step))
+        == compute_steps_for_sliding_window((patch + extra,), (patch,), step)[0]
+    )
 
 
 @given(patch=st.integers(1, 60), extra=st.integers(0, 200), step=st.floats(0.05, 1.0))
@@ -82,7 +84,7 @@ def test_the_gaussian_is_nnunets_as_a_product_of_three(patch: tuple[int, ...]) -
 def test_windows_come_in_nnunets_order_for_2d_and_3d() -> None:
     grid = grid_from_shape((3, 20, 25), (10, 12), 0.5)
     assert len(grid) == len(list(grid)) == 3 * 3 * 4
-    assert list(grid)[0] == (0, 0, 0)
+    assert next(iter(grid)) == (0, 0, 0)
     assert list(grid)[1] == (0, 0, grid.steps[1][1])
     assert list(grid)[12][0] == 1
     assert len(grid_from_shape((20, 20, 25), (10, 10, 12), 0.5)) == 3 * 3 * 4

@@ -44,7 +44,9 @@ class TrtbuildError(Exception):
     ) -> None:
         self.what, self.expected, self.got, self.where, self.hint = what, expected, got, where, hint
         parts = (("expected", expected), ("got", got), ("where", where), ("next", hint))
-        super().__init__("\n".join([what, *(f"  {name + ':':<9} {value}" for name, value in parts if value is not None)]))
+        super().__init__(
+            "\n".join([what, *(f"  {name + ':':<9} {value}" for name, value in parts if value is not None)])
+        )
 
 
 class MissingExtra(TrtbuildError):

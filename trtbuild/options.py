@@ -52,7 +52,8 @@ class FoldOption(click.Option):
     """`-f 0 1 2`, `-f 0,1,2`, `-f all`, `-f 0 -f 1`: a tuple of fold names, None where not given."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, multiple=True, callback=self._folds, **kwargs)
+        kwargs |= {"multiple": True, "callback": self._folds}
+        super().__init__(*args, **kwargs)
 
     @staticmethod
     def _folds(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...] | None:

@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any, ClassVar, Literal, TypeVar
 
 from trtbuild.errors import ModelError
@@ -160,17 +160,30 @@ class ModelSpec:
         if len(self.patch) not in (2, 3) or min(self.patch) < 1:
             raise ModelError("The patch size is not 2-D or 3-D.", got=self.patch, where=where)
         if len(self.spacing) != len(self.patch) or not all(0 < s < math.inf for s in self.spacing):
-            raise ModelError("The spacing does not fit the patch.", expected=f"{len(self.patch)} positive numbers",
-                             got=self.spacing, where=where)  # fmt: skip
+            raise ModelError(
+                "The spacing does not fit the patch.",
+                expected=f"{len(self.patch)} positive numbers",
+                got=self.spacing,
+                where=where,
+            )
         for axes in (self.transpose_forward, self.transpose_backward):
             if sorted(axes) != [0, 1, 2]:
-                raise ModelError("A transpose is no permutation.", expected="0, 1, 2 in any order", got=axes, where=where)
+                raise ModelError(
+                    "A transpose is no permutation.", expected="0, 1, 2 in any order", got=axes, where=where
+                )
         if tuple(self.transpose_forward[i] for i in self.transpose_backward) != (0, 1, 2):
-            raise ModelError("The two transposes do not undo each other.", where=where,
-                             got=(self.transpose_forward, self.transpose_backward))  # fmt: skip
+            raise ModelError(
+                "The two transposes do not undo each other.",
+                where=where,
+                got=(self.transpose_forward, self.transpose_backward),
+            )
         if len(self.normalization) != len(self.channels) or not self.channels:
-            raise ModelError("Channels and normalisation schemes differ in number.", expected=len(self.channels),
-                             got=len(self.normalization), where=where)  # fmt: skip
+            raise ModelError(
+                "Channels and normalisation schemes differ in number.",
+                expected=len(self.channels),
+                got=len(self.normalization),
+                where=where,
+            )
 
     @property
     def dimensions(self) -> int:
@@ -241,8 +254,8 @@ class BuildRecord:
     memory: Memory
 
 
-@lru_cache(maxsize=None)
-def _adapter(kind: type[T]) -> Any:
+@cache
+def _adapter(kind: Any) -> Any:
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)

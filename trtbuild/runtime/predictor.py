@@ -18,6 +18,7 @@ from trtbuild.volume.back import Segmentation
 
 if TYPE_CHECKING:
     from trtbuild.runtime.runner import Runner
+    from trtbuild.volume.image import Image
 
 Progress = Callable[[str, int, int], bool | None]
 """Called with (stage, done, total); stages are "read", "prepare", "network", "back", "write". False stops the case."""
@@ -38,13 +39,15 @@ class Prediction:
     """The result of one case.
 
     `segmentation` (Z, Y, X), uint8 or uint16, on the image's own grid; `probabilities` (heads, Z, Y, X) float32 where
-    asked for; `grid` the way back that was taken; `seconds` wall time per stage.
+    asked for; `grid` the way back that was taken; `image` what was read, where it came from files; `seconds` wall time
+    per stage.
     """
 
     segmentation: Segmentation
     probabilities: NDArray[np.float32] | None
     grid: CaseGrid
     seconds: Mapping[str, float]
+    image: Image | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -82,7 +85,12 @@ def prediction_from_array(
 
     axes = mirror_axes if settings.mirroring else ()
     logits = logits_from_image(
-        prepared.data, spec, runners, axes, settings.step_size, lambda done, total: tell(progress, "network", done, total)
+        prepared.data,
+        spec,
+        runners,
+        axes,
+        settings.step_size,
+        lambda done, total: tell(progress, "network", done, total),
     )
     clock.append(time.perf_counter())
 

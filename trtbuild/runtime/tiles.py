@@ -112,32 +112,34 @@ def logits_from_image(
     plan = tile_plan(data.shape[1:], spec, mirror_axes, step_size)
     image, tiles = _padded(data, plan.grid), list(plan)
     total = np.zeros((spec.labels.heads, *plan.grid.shape), dtype=np.float32)
-    for number, runner in enumerate(runners):
-        done_before = number * len(tiles)
-        _add_fold(total, image, tiles, spec, runner, lambda n, d=done_before: on_tiles(d + n, len(tiles) * len(runners)))  # type: ignore[misc]
+    passes = len(tiles) * len(runners)
+    for fold, runner in enumerate(runners):
+        for done in _add_fold(total, image, tiles, spec, runner):
+            on_tiles(fold * len(tiles) + done, passes)
     weights = _weight_sums(plan.grid, spec)
     if not divide_by_weights(total, weights, len(runners) * len(plan.flips)):
-        raise NonFinite("The sum of the logits overflowed float32.", expected="finite logits", where=spec.configuration,
-                        hint="the network's output is of the order of 1e37: check the export with `trtbuild inspect`")  # fmt: skip
+        raise NonFinite(
+            "The sum of the logits overflowed float32.",
+            expected="finite logits",
+            where=spec.configuration,
+            hint="the network's output is of the order of 1e37: check the export with `trtbuild inspect`",
+        )
     return np.ascontiguousarray(total[(slice(None), *plan.grid.inside)])
 
 
 def _weight_sums(grid: Grid, spec: ModelSpec) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    sums = [axis_weight_sum(n, p, s, spec.sigma_scale)
-            for n, p, s in zip(grid.shape[-spec.dimensions :], spec.patch, grid.steps, strict=True)]  # fmt: skip
+    sums = [
+        axis_weight_sum(n, p, s, spec.sigma_scale)
+        for n, p, s in zip(grid.shape[-spec.dimensions :], spec.patch, grid.steps, strict=True)
+    ]
     z, y, x = [np.ones(grid.shape[0])] * (3 - spec.dimensions) + sums
     return z, y, x
 
 
 def _add_fold(
-    total: NDArray[np.float32],
-    image: NDArray[np.float32],
-    tiles: Sequence[Tile],
-    spec: ModelSpec,
-    runner: Runner,
-    on_tiles: Callable[[int], None],
-) -> None:
-    """Adds every tile of one fold in index order, whatever the runner finishes first."""
+    total: NDArray[np.float32], image: NDArray[np.float32], tiles: Sequence[Tile], spec: ModelSpec, runner: Runner
+) -> Iterator[int]:
+    """Adds every tile of one fold in index order, whatever the runner finishes first; yields the number done."""
     from trtbuild.stitch.accumulate import add_window
 
     patch3 = _patch3(spec)
@@ -149,7 +151,7 @@ def _add_fold(
             if not add_window(total, one.reshape(-1, *patch3), (gz, gy, gx), tile.start, tile.flip):
                 raise _non_finite(runner, tile, spec)
             done += 1
-        on_tiles(done)
+        yield done
 
 
 def _non_finite(runner: Runner, tile: Tile, spec: ModelSpec) -> NonFinite:

@@ -10,4 +10,12 @@ from trtbuild.stitch.gaussian import axis_gaussian, axis_weight_sum
 from trtbuild.stitch.grid import Grid, axis_steps, grid_from_shape, padded_shape
 from trtbuild.stitch.mirror import flip_combinations
 
-__all__ = ["Grid", "axis_gaussian", "axis_steps", "axis_weight_sum", "flip_combinations", "grid_from_shape", "padded_shape"]
+__all__ = [
+    "Grid",
+    "axis_gaussian",
+    "axis_steps",
+    "axis_weight_sum",
+    "flip_combinations",
+    "grid_from_shape",
+    "padded_shape",
+]

@@ -43,4 +43,4 @@ def filled_nonzero_mask(data: NDArray[np.float32]) -> NDArray[np.bool_]:
         for face in (0, -1):
             outside[np.unique(parts.take(face, axis=axis))] = True
     outside[0] = False  # label 0 is the mask itself
-    return ~outside[parts]
+    return np.asarray(~outside[parts])

@@ -48,8 +48,13 @@ def normalize_channel(
         case RGBTo01():
             low, high = float(channel.min()), float(channel.max())
             if low < 0 or high > 255:
-                raise InputError("The image is not 8-bit RGB.", expected="values in 0..255", got=f"{low:g}..{high:g}",
-                                 where=where, hint="check that the file is the kind of image the model was trained on")  # fmt: skip
+                raise InputError(
+                    "The image is not 8-bit RGB.",
+                    expected="values in 0..255",
+                    got=f"{low:g}..{high:g}",
+                    where=where,
+                    hint="check that the file is the kind of image the model was trained on",
+                )
             channel /= 255.0
         case NoNormalization():
             pass

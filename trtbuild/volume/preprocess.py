@@ -77,12 +77,18 @@ def _check(data: NDArray[np.float32], spacing: tuple[float, ...], spec: ModelSpe
     if data.ndim != 4:
         raise InputError("An image must have four axes.", expected="(channels, z, y, x)", got=f"shape {data.shape}")
     if len(data) != len(spec.channels):
-        raise InputError("The image has another number of channels than the model.", got=len(data),
-                         expected=f"{len(spec.channels)}: {', '.join(spec.channels)}")  # fmt: skip
+        raise InputError(
+            "The image has another number of channels than the model.",
+            got=len(data),
+            expected=f"{len(spec.channels)}: {', '.join(spec.channels)}",
+        )
     if len(spacing) != 3 or not all(np.isfinite(s) and s > 0 for s in spacing):
         raise InputError("The spacing is not usable.", expected="three positive numbers (mm)", got=tuple(spacing))
     for channel, name in zip(data, spec.channels, strict=True):
         if not np.isfinite(channel).all():
             first = tuple(int(i) for i in np.argwhere(~np.isfinite(channel))[0])
-            raise InputError("The image holds NaN or infinity.", where=f"channel {name}, first at voxel {first} (z, y, x)",
-                             hint="repair the file; a network would spread the value over a whole patch")  # fmt: skip
+            raise InputError(
+                "The image holds NaN or infinity.",
+                where=f"channel {name}, first at voxel {first} (z, y, x)",
+                hint="repair the file; a network would spread the value over a whole patch",
+            )

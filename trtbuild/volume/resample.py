@@ -18,16 +18,22 @@ from numpy.typing import NDArray
 from trtbuild.errors import InputError, ModelError
 from trtbuild.spec import Resampling
 
-BLOCK = 48  # output rows per block: the fewest operations for 2 x 16 voxels of spline tail (counted for 100..600 voxels)
+BLOCK = (
+    48  # output rows per block: the fewest operations for 2 x 16 voxels of spline tail (counted for 100..600 voxels)
+)
 NEGLIGIBLE = 1e-10  # entries below are dropped: together they change a result by < 1e-8 of the range
 
 
 def new_shape(shape: tuple[int, ...], spacing: tuple[float, ...], target: tuple[float, ...]) -> tuple[int, ...]:
     """The grid at the target spacing: ``int(round(spacing / target * n))`` per axis (nnU-Net's `compute_new_shape`)."""
-    result = tuple(int(round(s / t * n)) for s, t, n in zip(spacing, target, shape, strict=True))
+    result = tuple(round(s / t * n) for s, t, n in zip(spacing, target, shape, strict=True))
     if min(result) < 1:
-        raise InputError("The image is thinner than half a voxel of the model.", expected="at least 1 voxel per axis",
-                         got=f"{result} voxels from {shape} at {spacing} mm", hint="check the spacing in the file's header")  # fmt: skip
+        raise InputError(
+            "The image is thinner than half a voxel of the model.",
+            expected="at least 1 voxel per axis",
+            got=f"{result} voxels from {shape} at {spacing} mm",
+            hint="check the spacing in the file's header",
+        )
     return result
 
 
@@ -107,12 +113,13 @@ def _by_gain(old: tuple[int, ...], new: tuple[int, ...], axes: tuple[int, ...]) 
 
 
 def nearest_index(old: int, new: int) -> NDArray[np.int64]:
-    """The old index (new,) nearest to each new voxel's centre: what order 0 does with coordinate (i + 0.5) old/new - 0.5.
+    """The old index (new,) nearest to each new voxel's centre: order 0 at (i + 0.5) old/new - 0.5.
 
     The product is formed as nnU-Net forms it (`scale * (i + 0.5) - 0.5`), halves go up as in scipy.
     """
     coordinate = (float(old) / new) * (np.arange(new) + 0.5) - 0.5
-    return np.clip(np.floor(coordinate + 0.5), 0, old - 1).astype(np.int64)
+    index: NDArray[np.int64] = np.clip(np.floor(coordinate + 0.5), 0, old - 1).astype(np.int64)
+    return index
 
 
 def _resize_volume(volume: NDArray[np.float32], shape: tuple[int, ...], order: int) -> NDArray[np.float32]:
@@ -154,8 +161,11 @@ def resample(
     Equal to nnU-Net's result within 1e-6 of the input's range.
     """
     if how.method != "spline" or how.is_segmentation:
-        raise ModelError("This way of resampling is not implemented yet.", expected="resample_data_or_seg_to_shape for data",
-                         got=f"{how.method}{' of a segmentation' if how.is_segmentation else ''}")  # fmt: skip
+        raise ModelError(
+            "This way of resampling is not implemented yet.",
+            expected="resample_data_or_seg_to_shape for data",
+            got=f"{how.method}{' of a segmentation' if how.is_segmentation else ''}",
+        )
     if data.shape[1:] == shape:
         return data
     axis = coarse_axis(spacing, target, how)

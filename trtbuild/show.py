@@ -1,0 +1,227 @@
+"""What the command line prints: tables, progress, JSON. It takes plain values and knows no room."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from trtbuild.steps.cases import Events, Outcome
+
+STAGES = {
+    "read": "reading",
+    "prepare": "preparing",
+    "network": "network",
+    "back": "back to the image",
+    "write": "writing",
+}
+
+
+def console(*, to_error: bool = False) -> Console:
+    """A console on stdout, or on stderr for progress; without colours where it is no terminal."""
+    from rich.console import Console
+
+    return Console(stderr=to_error, highlight=False, soft_wrap=True)
+
+
+def json_or(as_json: bool, facts: Any, otherwise: Callable[[], None]) -> None:
+    """Prints the facts as one JSON document, or the tables."""
+    if as_json:
+        click.echo(json.dumps(facts, indent=2, default=str))
+    else:
+        otherwise()
+
+
+@contextlib.contextmanager
+def steps(*, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """One line per step on stderr, with a spinner on the running one where stderr is a terminal."""
+    if quiet:
+        yield lambda line: None
+        return
+    screen = console(to_error=True)
+    if not screen.is_terminal:
+        yield lambda line: screen.print(line)
+        return
+    with screen.status("starting") as status:
+
+        def report(line: str) -> None:
+            screen.print(f"[dim]•[/dim] {line}")
+            status.update(line)
+
+        yield report
+
+
+@contextlib.contextmanager
+def cases(*, quiet: bool) -> Iterator[Events]:
+    """Progress of a folder run on stderr: bars on a terminal, a line per case elsewhere."""
+    from trtbuild.steps.cases import Events
+
+    if quiet:
+        yield Events()
+        return
+    screen = console(to_error=True)
+    if not screen.is_terminal:
+        yield _plain_events(screen)
+        return
+    with _bars(screen) as events:
+        yield events
+
+
+def _started_line(count: int, predictor: Any) -> str:
+    info = predictor.describe()
+    folds = len(predictor.runners)
+    return (
+        f"{count} case{'s' * (count != 1)}, {folds} fold{'s' * (folds != 1)}, "
+        f"{info.backend} {info.version} in {info.inference_precision} on {info.device}"
+    )
+
+
+def _refused_lines(predictor: Any) -> list[str]:
+    return [f"not {name}: {reason}" for name, reason in predictor.refused]
+
+
+def _plain_events(screen: Console) -> Events:
+    from trtbuild.steps.cases import Events
+
+    def started(count: int, predictor: Any) -> None:
+        for line in [*_refused_lines(predictor), _started_line(count, predictor)]:
+            screen.print(line)
+
+    return Events(started=started, case_ended=lambda outcome: screen.print(_outcome_line(outcome)))
+
+
+@contextlib.contextmanager
+def _bars(screen: Console) -> Iterator[Events]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from trtbuild.steps.cases import Events
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=screen, transient=True) as bars:
+        overall = bars.add_task("cases", total=None)
+        windows = bars.add_task("", total=None)
+
+        def started(count: int, predictor: Any) -> None:
+            for line in [*_refused_lines(predictor), _started_line(count, predictor)]:
+                screen.print(line)
+            bars.update(overall, total=count)
+
+        def ended(outcome: Outcome) -> None:
+            screen.print(_outcome_line(outcome))
+            bars.advance(overall)
+
+        def progress(stage: str, done: int, total: int) -> None:
+            bars.update(windows, description=f"  {STAGES[stage]}", completed=done, total=total)
+
+        yield Events(started=started, case_ended=ended, progress=progress)
+
+
+def _outcome_line(outcome: Outcome) -> str:
+    if outcome.error is not None:
+        return f"{outcome.case}: FAILED. {outcome.error.splitlines()[0]}"
+    if outcome.output is None:
+        return f"{outcome.case}: kept, it was finished before"
+    warnings = "".join(f"\n  warning: {text}" for text in outcome.warnings)
+    return f"{outcome.case}: {sum(outcome.seconds.values()):.1f} s{warnings}"
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    return table
+
+
+def summary(facts: Mapping[str, Any]) -> None:
+    """Cases with their seconds per stage."""
+    done = [o for o in facts["outcomes"] if o["output"] is not None]
+    if not done:
+        return
+    stages = list(done[0]["seconds"])
+    table = _table("case", *stages, "seconds")
+    for outcome in done:
+        seconds = outcome["seconds"]
+        table.add_row(outcome["case"], *(f"{seconds[s]:.2f}" for s in stages), f"{sum(seconds.values()):.2f}")
+    console().print(table)
+
+
+def exported(files: Sequence[Mapping[str, Any]]) -> None:
+    """The exported files with their difference to PyTorch."""
+    table = _table("fold", "largest difference to PyTorch", "file")
+    for file in files:
+        table.add_row(file["fold"], f"{file['max_error']:.1e}", file["file"])
+    console().print(table)
+
+
+def cleaned(facts: Mapping[str, Any]) -> None:
+    """Counts before and after cleaning, and the passes that changed something."""
+    table = _table("", "before", "after")
+    for row in facts["rows"]:
+        table.add_row(row["what"], str(row["before"]), str(row["after"]))
+    console().print(table)
+    changed = [p["name"] for p in facts["passes"] if p["modified"]]
+    console().print(f"changed by: {', '.join(changed) or 'no pass, the graph was clean'}")
+
+
+def bundle(facts: Mapping[str, Any]) -> None:
+    """A bundle at a glance."""
+    out = console()
+    out.print(f"[bold]{facts['path']}[/bold]  {facts['bytes'] / 1e6:.1f} MB  {facts['identity'][:16]}")
+    for stage in facts["stages"]:
+        spec = stage["spec"]
+        rows = {
+            "model": f"{spec['dataset']}, {spec['trainer']}, {spec['plans']}, {spec['configuration']}",
+            "channels": ", ".join(
+                f"{c} ({n['kind']})" for c, n in zip(spec["channels"], spec["normalization"], strict=True)
+            ),
+            "labels": ", ".join(spec["labels"]["names"]),
+            "patch": " x ".join(map(str, spec["patch"])),
+            "spacing": " x ".join(f"{s:g}" for s in spec["spacing"]) + " mm",
+            "mirror axes": ", ".join(map(str, stage["mirror_axes"])) or "none",
+            "reader": f"{spec['reader']}, *{spec['file_ending']}",
+        }
+        for name, text in rows.items():
+            out.print(f"  {name:<12} {text}")
+    table = _table("engine", "backend", "computes in", "settings")
+    for engine in facts["engines"]:
+        settings = ", ".join(f"{key} {value}" for key, value in engine["options"].items())
+        table.add_row(
+            engine["network"], f"{engine['backend']} {engine['version']}", engine["inference_precision"], settings
+        )
+    out.print(table)
+    if "verified" in facts:
+        out.print(f"all {len(facts['verified'])} files have the right hash")
+
+
+def health(facts: Mapping[str, Any]) -> None:
+    """What is installed, what is not, and how to get it."""
+    from rich.markup import escape
+
+    out = console()
+    out.print(
+        f"trtbuild {facts['trtbuild']}, Python {facts['python']}, {facts['system']}, {facts['processors']} processors"
+    )
+    table = _table("extra", "packages", "missing")
+    for extra, packages in facts["extras"].items():
+        there = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
+        missing = [name for name, version in packages.items() if not version]
+        command = "pip install trtbuild" if extra == "base" else f"pip install 'trtbuild[{extra}]'"
+        advice = escape(f"{', '.join(missing)}\n{command}") if missing else ""
+        table.add_row(extra, there, advice)
+    out.print(table)
+    table = _table("backend", "state", "why")
+    for backend in facts["backends"]:
+        table.add_row(
+            backend["name"], f"ready, {backend['version']}" if backend["available"] else "not here", backend["reason"]
+        )
+    out.print(table)

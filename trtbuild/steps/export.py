@@ -1,0 +1,75 @@
+"""`export` and `clean`: a model folder becomes ONNX files; an ONNX file becomes a clean one."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from trtbuild.atomic import output_error, write_whole
+from trtbuild.errors import OutputError
+from trtbuild.spec import json_from_value
+
+if TYPE_CHECKING:
+    from trtbuild.graph import CleanResult
+    from trtbuild.source import SourceConfig
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedFile:
+    """One fold as written, and its largest difference to PyTorch as a share of the largest logit."""
+
+    fold: str
+    file: Path
+    max_error: float
+
+
+def export_folder(config: SourceConfig, output: Path, *, overwrite: bool, report: Report) -> tuple[ExportedFile, ...]:
+    """Writes `fold_X.onnx`, its golden input and logits (`.npy`), spec.json, plans.json and dataset.json.
+
+    Raises:
+        OutputError: the folder holds something already and `overwrite` is not set, or cannot be written.
+    """
+    from trtbuild.source import export_model
+
+    if output.exists() and (not output.is_dir() or any(output.iterdir())) and not overwrite:
+        raise OutputError("The output is not empty.", where=output, hint="choose another folder, or add --overwrite")
+    exported = export_model(config, report)
+    for note in exported.notes:
+        report(note)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise output_error(error, output) from error
+    written = []
+    for network in exported.networks:
+        stem = f"fold_{network.fold}"
+        for kind, array in (("input", network.golden_input), ("logits", network.golden_logits)):
+            buffer = io.BytesIO()
+            np.save(buffer, array, allow_pickle=False)
+            write_whole(output / f"{stem}_{kind}.npy", buffer.getvalue())
+        write_whole(output / f"{stem}.onnx", network.model)
+        written.append(ExportedFile(fold=network.fold, file=output / f"{stem}.onnx", max_error=network.max_error))
+    spec = {"spec": json_from_value(exported.spec), "mirror_axes": list(exported.mirror_axes)}
+    write_whole(output / "spec.json", json.dumps(spec, indent=2).encode())
+    write_whole(output / "plans.json", exported.plans)
+    write_whole(output / "dataset.json", exported.dataset)
+    return tuple(written)
+
+
+def clean_file(source: Path, output: Path, *, rewrite_conv_transpose: bool, overwrite: bool) -> CleanResult:
+    """Cleans one ONNX file; the source stays as it is."""
+    from trtbuild.graph import clean, load_onnx, save_onnx
+
+    if output.exists() and not overwrite:
+        raise OutputError("The output exists.", where=output, hint="choose another name, or add --overwrite")
+    result = clean(load_onnx(source), rewrite_conv_transpose=rewrite_conv_transpose)
+    save_onnx(result.model, output)
+    return result
