@@ -1,0 +1,157 @@
+"""Reading a checkpoint without running what it says.
+
+A checkpoint is a pickle, and nnU-Net loads it with `weights_only=False`: whoever wrote the file decides what runs.
+Here torch's restricted unpickler reads it, with NumPy's scalars and dtypes allowed in addition, because nnU-Net's own
+log and optimizer state hold them. Anything else needs the user's word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trtbuild.errors import ModelError, Untrusted
+from trtbuild.source.extras import require
+from trtbuild.source.fields import Field
+
+if TYPE_CHECKING:
+    import torch
+
+ZIP_MAGIC = b"PK\x03\x04"
+PREFIXES = ("module.", "_orig_mod.")  # left behind by DistributedDataParallel and torch.compile
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What inference needs of a checkpoint. The weights are mapped from the file where its format allows it."""
+
+    path: Path
+    sha256: str
+    weights: Mapping[str, torch.Tensor]
+    configuration: str
+    trainer: str
+    mirror_axes: tuple[int, ...]
+    fold: str | None
+
+
+def load_checkpoint(path: Path, *, trust: bool) -> Checkpoint:
+    """Reads a checkpoint of nnU-Net v2.
+
+    Args:
+        path: the .pth file.
+        trust: let the file run code while it is read (`--trust-checkpoint`).
+
+    Raises:
+        Untrusted: the file asks for something outside the allow-list; nothing of it was run.
+        ModelError: the file is damaged, is no checkpoint of nnU-Net, or holds NaN or infinite weights.
+        MissingExtra: PyTorch is not installed.
+    """
+    require("torch")
+    try:
+        digest = _sha256(path)
+        content = _content(path, trust)
+    except OSError as error:
+        raise ModelError("The checkpoint cannot be read.", got=error, where=path) from error
+    if not isinstance(content, dict):
+        raise ModelError("The file is no checkpoint of nnU-Net.", expected="a dict", got=type(content), where=path)
+    checkpoint, name = Field(content, str(path)), path.name
+    arguments = checkpoint["init_args"]
+    fold = arguments.get("fold")
+    return Checkpoint(
+        path=path,
+        sha256=digest,
+        weights=_weights(checkpoint["network_weights"], name),
+        configuration=arguments["configuration"].text(),
+        trainer=checkpoint["trainer_name"].text(),
+        mirror_axes=_mirror_axes(checkpoint.get("inference_allowed_mirroring_axes")),
+        fold=None if fold is None else str(fold.value),
+    )
+
+
+def _content(path: Path, trust: bool) -> Any:
+    torch = require("torch")
+    with path.open("rb") as file:
+        is_zip = file.read(4) == ZIP_MAGIC  # what torch has written since 1.6; only such a file can be mapped
+    try:
+        with torch.serialization.safe_globals(_allowed()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what they warn of is refused below, if it matters
+            return torch.load(path, map_location="cpu", weights_only=not trust, mmap=is_zip)
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged pickles end in nearly every exception there is, OSError included
+        raise _read_error(error, path, refusable=not trust, is_zip=is_zip) from error
+
+
+def _read_error(error: Exception, path: Path, *, refusable: bool, is_zip: bool) -> ModelError:
+    """Refused or damaged? A file that is no zip and names no global is not what `torch.save` wrote."""
+    asked_for = re.search(r"GLOBAL (\S+)", str(error))
+    if refusable and isinstance(error, pickle.UnpicklingError) and (is_zip or asked_for):
+        return Untrusted(
+            "The checkpoint asks for code that trtbuild does not run unasked.",
+            expected="tensors, numbers, strings, and lists and dicts of them",
+            got=asked_for.group(1) if asked_for else _reason(error),
+            where=path,
+            hint="if you trust whoever made the file, and it is not damaged, pass --trust-checkpoint: "
+            "it may then run any code",
+        )
+    return ModelError(
+        "The checkpoint cannot be read: it is damaged or of another kind.",
+        got=f"{type(error).__name__}: {_reason(error)}",
+        where=path,
+        hint="copy it again from where it was trained",
+    )
+
+
+def _reason(error: Exception) -> str:
+    found = re.search(r"WeightsUnpickler error: (.+)", str(error))
+    return found.group(1) if found else str(error).partition("\n")[0]
+
+
+def _allowed() -> list[Any]:
+    """The allow-list beyond torch's own: NumPy scalars, under the names of NumPy 1 and 2, and their dtypes."""
+    import numpy as np
+
+    scalar = np.float64(0).__reduce__()[0]
+    dtypes = [getattr(np.dtypes, name) for name in np.dtypes.__all__]
+    return [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"), np.dtype, *dtypes]
+
+
+def _weights(weights: Field, name: str) -> Mapping[str, Any]:
+    torch = require("torch")
+    tensors = dict(weights.entries())
+    plain = (isinstance(key, str) and isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided
+             and tensor.device.type == "cpu" for key, tensor in tensors.items())  # fmt: skip
+    if not tensors or not all(plain):
+        raise ModelError("The weights are not a table of dense tensors by name.", where=weights.path,
+                         got=sorted({type(value).__name__ for value in tensors.values()}) or "nothing")  # fmt: skip
+    while (prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in tensors)), None)) is not None:
+        tensors = {key[len(prefix) :]: tensor for key, tensor in tensors.items()}
+    for key, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ModelError("A weight is NaN or infinite.", expected="finite weights", got=key, where=weights.path,
+                             hint=f"the training broke down; use another checkpoint than {name} (-chk)")  # fmt: skip
+    return tensors
+
+
+def _mirror_axes(axes: Field | None) -> tuple[int, ...]:
+    """Missing or None means that the training did not mirror."""
+    if axes is None:
+        return ()
+    numbers = tuple(axis.integer(0, 2) for axis in axes.items())
+    if len(set(numbers)) != len(numbers):
+        raise axes.wrong("each axis once")
+    return numbers
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,110 @@
+"""nnU-Net's NibabelIO: 3-D NIfTI through nibabel, axes in the file's order, reversed to (z, y, x)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from nibabel.arrayproxy import ArrayProxy
+from numpy.typing import NDArray
+
+from trtbuild.errors import InputError
+from trtbuild.volume.image import Geometry, Image, NibabelGeometry, Segmentation
+from trtbuild.volume.io.foreign import labels_as_written, reading, written
+from trtbuild.volume.io.sound import require_sound
+from trtbuild.volume.io.stack import Part, image_from_files
+
+Rows = tuple[tuple[float, ...], ...]
+
+
+def read_image(files: Sequence[Path], channels: tuple[str, ...]) -> Image:
+    """See `ReaderWriter`."""
+    return image_from_files(files, channels, _part)
+
+
+def write_segmentation(segmentation: Segmentation, geometry: Geometry, path: Path) -> None:
+    """See `ReaderWriter`."""
+    affine = np.array(nibabel_geometry(geometry).original_affine)
+    labels = labels_as_written(segmentation, path).transpose(2, 1, 0)
+    with written(path) as temporary:
+        nibabel.save(nibabel.Nifti1Image(labels, affine), temporary)
+
+
+def nnunet_properties(image: Image) -> dict[str, Any]:
+    """See `ReaderWriter`. nnU-Net's affine is an array, this one a list of rows."""
+    place = nibabel_geometry(image.geometry)
+    return {"nibabel_stuff": {"original_affine": lists_from(place.original_affine)}, "spacing": list(image.spacing)}
+
+
+def _part(file: Path) -> Part:
+    with reading(file, "a 3-D image that nibabel understands"):
+        image = opened(file)
+        data = voxels_from(image)
+        affine = rows_from(image.affine)
+        spacing = spacing_from(image)
+    geometry = NibabelGeometry(original_affine=affine, affine=affine)
+    return Part(data=data, spacing=spacing, geometry=geometry, placement={"affine": sum(affine, ())})
+
+
+def opened(file: Path) -> Any:
+    """The nibabel image of a file that is whole, 3-D and of real numbers; its voxels are not read yet.
+
+    Raises:
+        InputError: it is not.
+    """
+    require_sound(file)
+    image: Any = nibabel.load(file)
+    dtype = image.get_data_dtype()
+    if image.ndim != 3:
+        raise InputError("The image has the wrong number of dimensions.", expected="3", got=f"{image.shape} voxels",
+                         where=file, hint="Write each channel as a 3-D image.")  # fmt: skip
+    if dtype.kind not in "iuf":
+        raise InputError("The image has no plain intensities.", expected="one real number per voxel", got=dtype,
+                         where=file, hint="Write each component as a channel of its own: one file each.")  # fmt: skip
+    if not np.isfinite(image.affine).all():
+        raise InputError("The image has no usable affine.", expected="finite numbers", got=image.affine.tolist(),
+                         where=file, hint="Write the affine again, or export the image again.")  # fmt: skip
+    return image
+
+
+def voxels_from(image: Any) -> NDArray[np.float32]:
+    """The voxels (1, Z, Y, X) of a nibabel image, equal to ``get_fdata()`` rounded to float32.
+
+    Types that a float64 holds exactly go to float32 in one step and need no float64 copy of the image.
+    """
+    proxy = image.dataobj
+    if isinstance(proxy, ArrayProxy):
+        unscaled = (proxy.slope, proxy.inter) == (1, 0)
+        values = proxy.get_unscaled() if unscaled else image.get_fdata(caching="unchanged")
+    else:
+        values = np.asanyarray(proxy)
+    if values.dtype.itemsize > 4:
+        values = values.astype(np.float64, copy=False)
+    with np.errstate(over="ignore"):  # A value beyond float32 becomes infinite, which is refused by name.
+        return np.ascontiguousarray(values.transpose(2, 1, 0)[None], dtype=np.float32)
+
+
+def spacing_from(image: Any) -> tuple[float, float, float]:
+    """The spacing (z, y, x) in mm of a nibabel image, from its header's zooms (x, y, z)."""
+    x, y, z = (float(zoom) for zoom in image.header.get_zooms())
+    return z, y, x
+
+
+def nibabel_geometry(geometry: Geometry) -> NibabelGeometry:
+    """The geometry itself; a TypeError where another reader made it."""
+    if not isinstance(geometry, NibabelGeometry):
+        raise TypeError(f"nibabel's readers use what they have read, not {type(geometry).__name__}")
+    return geometry
+
+
+def rows_from(affine: NDArray[np.float64]) -> Rows:
+    """An affine as a value."""
+    return tuple(tuple(float(value) for value in row) for row in affine)
+
+
+def lists_from(rows: Rows) -> list[list[float]]:
+    """An affine as JSON and pickles of plain types have it."""
+    return [list(row) for row in rows]

@@ -1,0 +1,111 @@
+"""nnU-Net's SimpleITKIO: whatever ITK reads, in 2-D, in 3-D, or in 4-D with the channels along the fourth axis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from trtbuild.errors import InputError
+from trtbuild.volume.image import Geometry, Image, ItkGeometry, Segmentation
+from trtbuild.volume.io.foreign import labels_as_written, reading, written
+from trtbuild.volume.io.sound import require_sound
+from trtbuild.volume.io.stack import Part, image_from_files
+
+SLICE_SPACING = 999
+"""The spacing that nnU-Net gives to the slice axis of a 2-D image, in units of its largest spacing."""
+VOXEL_BYTES = {
+    sitk.sitkInt8: 1, sitk.sitkUInt8: 1, sitk.sitkInt16: 2, sitk.sitkUInt16: 2, sitk.sitkInt32: 4, sitk.sitkUInt32: 4,
+    sitk.sitkInt64: 8, sitk.sitkUInt64: 8, sitk.sitkFloat32: 4, sitk.sitkFloat64: 8,
+}  # fmt: skip
+"""The pixel types that hold one real number; ITK has others for vectors, complex numbers and labels."""
+
+
+def read_image(files: Sequence[Path], channels: tuple[str, ...]) -> Image:
+    """See `ReaderWriter`. A 2-D image gets a slice axis; a 4-D file holds its channels along the last ITK axis."""
+    return image_from_files(files, channels, _part)
+
+
+def write_segmentation(segmentation: Segmentation, geometry: Geometry, path: Path) -> None:
+    """See `ReaderWriter`. The file has the input's dimension; of a 4-D input, where nnU-Net fails, its first three."""
+    if not isinstance(geometry, ItkGeometry):
+        raise TypeError(f"SimpleITKIO writes what it has read, not {type(geometry).__name__}")
+    place = _spatial(geometry)
+    labels = labels_as_written(segmentation, path)
+    with written(path) as temporary:
+        itk = sitk.GetImageFromArray(labels[0] if place.dimension == 2 else labels)
+        itk.SetSpacing(place.spacing)
+        itk.SetOrigin(place.origin)
+        itk.SetDirection(place.direction)
+        sitk.WriteImage(itk, str(temporary), True)
+        _checked_header(temporary)  # ITK does not notice a full disk when it writes NIfTI or GIPL.
+
+
+def nnunet_properties(image: Image) -> dict[str, Any]:
+    """See `ReaderWriter`."""
+    place = image.geometry
+    if not isinstance(place, ItkGeometry):
+        raise TypeError(f"SimpleITKIO describes what it has read, not {type(place).__name__}")
+    return {
+        "sitk_stuff": {"spacing": place.spacing, "origin": place.origin, "direction": place.direction},
+        "spacing": list(image.spacing),
+    }
+
+
+def _part(file: Path) -> Part:
+    with reading(file, "an image that ITK understands"):
+        reader = _checked_header(file)
+        itk = reader.Execute()
+        place = ItkGeometry(spacing=itk.GetSpacing(), origin=itk.GetOrigin(), direction=itk.GetDirection())
+        # (t, z, y, x); the view is a window on ITK's memory and must not outlive `itk`, so this always copies.
+        with np.errstate(over="ignore"):  # A value beyond float32 becomes infinite, which is refused by name.
+            data = np.array(sitk.GetArrayViewFromImage(itk), np.float32)
+    largest = max(place.spacing)
+    if place.dimension == 2:
+        data, spacing = data[None, None], (largest * SLICE_SPACING, place.spacing[1], place.spacing[0])
+    elif place.dimension == 3:
+        data, spacing = data[None], (place.spacing[2], place.spacing[1], place.spacing[0])
+    else:
+        spacing = (place.spacing[2], place.spacing[1], place.spacing[0])
+        _require_separate_channels(place, file)
+    return Part(data=data, spacing=spacing, geometry=place,
+                placement={"origin": place.origin, "direction": place.direction})  # fmt: skip
+
+
+def _checked_header(file: Path) -> Any:
+    """A sitk.ImageFileReader that has read the header, once the file has proved to be as long as that promises."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(file))
+    reader.ReadImageInformation()
+    pixel, dimension = reader.GetPixelID(), reader.GetDimension()
+    if pixel not in VOXEL_BYTES:
+        kind = f"{reader.GetNumberOfComponents()} times {sitk.GetPixelIDValueAsString(pixel)}"
+        raise InputError("The image has no plain intensities.", expected="one real number per voxel", got=kind,
+                         where=file,
+                         hint="Write each component as a channel of its own: one file each.")  # fmt: skip
+    if dimension not in (2, 3, 4):
+        raise InputError("The image has the wrong number of dimensions.", expected="2, 3, or 4 with the channels last",
+                         got=dimension, where=file, hint="Write each channel as a 3-D image.")  # fmt: skip
+    require_sound(file, math.prod(reader.GetSize()) * VOXEL_BYTES[pixel])
+    return reader
+
+
+def _require_separate_channels(place: ItkGeometry, file: Path) -> None:
+    """An InputError where the channel axis of a 4-D image is tilted against space: no 3-D image lies like that."""
+    direction = np.reshape(place.direction, (4, 4))
+    if np.any(direction[3, :3]) or np.any(direction[:3, 3]):
+        raise InputError("The fourth axis of the image is tilted against space.", got=direction.tolist(), where=file,
+                         expected="a direction in which x, y, z are apart from the channels",
+                         hint="Write each channel as a 3-D image.")  # fmt: skip
+
+
+def _spatial(place: ItkGeometry) -> ItkGeometry:
+    """The geometry of the segmentation: without the channel axis of a 4-D image."""
+    if place.dimension != 4:
+        return place
+    direction = np.reshape(place.direction, (4, 4))[:3, :3].ravel().tolist()
+    return ItkGeometry(spacing=place.spacing[:3], origin=place.origin[:3], direction=tuple(direction))
