@@ -8,8 +8,14 @@ from trtbuild.spec import Labels, ModelSpec, Resampling, ZScore
 
 
 def spline(order: int, **changes: Any) -> Resampling:
-    values: dict[str, Any] = {"method": "spline", "is_segmentation": False, "order": order, "order_z": 0,
-                              "separate_z": "auto", "anisotropy_threshold": 3.0}  # fmt: skip
+    values: dict[str, Any] = {
+        "method": "spline",
+        "is_segmentation": False,
+        "order": order,
+        "order_z": 0,
+        "separate_z": "auto",
+        "anisotropy_threshold": 3.0,
+    }
     return Resampling(**(values | changes))
 
 

@@ -30,7 +30,6 @@ ISA = (
     "sve",
     "sve2",
 )
-MEBIBYTE = 2**20
 
 
 def usable_cpus() -> int:
@@ -50,14 +49,10 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
     """CPUs' worth of time that the cgroup grants, or None without a limit. `root` holds proc/ and sys/."""
     quotas = []
     for folder in _groups(root, "cpu"):
-        quota, period = _words(folder / "cpu.max") or ("max", "")
-        if quota == "max":
-            quota, period = (
-                (*_words(folder / "cpu.cfs_quota_us"), "-1")[0],
-                " ".join(_words(folder / "cpu.cfs_period_us")),
-            )
-        if period and int(quota) > 0:
-            quotas.append(int(quota) / int(period))
+        v1 = (*_words(folder / "cpu.cfs_quota_us"), *_words(folder / "cpu.cfs_period_us"))
+        for words in (_words(folder / "cpu.max"), v1):
+            if len(words) == 2 and words[0] not in ("max", "-1"):
+                quotas.append(int(words[0]) / int(words[1]))
     return min(quotas, default=None)
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 from trtbuild.errors import ModelError
 
@@ -263,7 +263,7 @@ def _adapter(kind: Any) -> Any:
 
 def value_from_json(kind: type[T], data: Any) -> T:
     """A value of class `kind` from parsed JSON. Unknown and missing keys, and wrong types, raise pydantic's error."""
-    value: T = _adapter(kind).validate_python(data)
+    value: T = _adapter(cast(Hashable, kind)).validate_python(data)
     return value
 
 

@@ -172,7 +172,9 @@ def keep_preprocessed(preprocessed: Path) -> None:
 
 
 @click.command()
-@click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder for nnU-Net's own data (about 1 GB).")
+@click.option(
+    "--work", type=click.Path(path_type=Path), required=True, help="Folder for nnU-Net's own data (about 1 GB)."
+)
 def main(work: Path) -> None:
     for name in ("raw", "preprocessed", "results"):
         (work / name).mkdir(parents=True, exist_ok=True)

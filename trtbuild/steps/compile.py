@@ -202,7 +202,7 @@ def _networks_from_bundle(config: CompileConfig, report: Report) -> Networks:
             case = GoldenCase(image=pair[0], spacing=golden.spacing, labels=pair[1])
     files: dict[str, bytes | Path] = {n.file: bundle.file(n.file) for n in stage.networks}
     files |= {name: bundle.file(name) for name in ("plans.json", "dataset.json")}
-    return Networks(stage=stage, files=files, goldens=goldens, case=case, provenance=bundle.manifest.provenance)  # type: ignore[arg-type]
+    return Networks(stage=stage, files=files, goldens=goldens, case=case, provenance=bundle.manifest.provenance)
 
 
 def _materialise(networks: Networks, scratch: Path) -> Mapping[str, Path]:

@@ -1,0 +1,30 @@
+"""Fails if a parity or fresh-environment test was skipped, or none of them ran: a skip must not look like a proof."""
+
+from __future__ import annotations
+
+import sys
+from xml.etree import ElementTree
+
+MUST_RUN = ("parity", "freshenv")
+
+
+def main(report: str) -> int:
+    """0 where every test of the required files ran."""
+    cases = list(ElementTree.parse(report).iter("testcase"))
+    skipped = [f"{c.get('classname')}.{c.get('name')}" for c in cases if c.find("skipped") is not None]
+    print(f"{report}: {len(cases)} tests, {len(skipped)} skipped")
+    for name in skipped:
+        print(f"  skipped: {name}")
+    forbidden = [name for name in skipped if any(word in name for word in MUST_RUN)]
+    if forbidden:
+        print(f"these must run in CI: {', '.join(forbidden)}")
+    if report.endswith("tests.xml"):
+        missing = [word for word in MUST_RUN if not any(word in (c.get("classname") or "") for c in cases)]
+        if missing:
+            print(f"no test ran at all for: {', '.join(missing)}")
+            return 1
+    return 1 if forbidden or not cases else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,146 @@
+"""The table of rooms: who may import whom, and which foreign library belongs where."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import trtbuild
+
+PACKAGE = Path(trtbuild.__file__).parent
+LEAVES = {"errors", "spec", "config", "atomic", "options", "machine"}
+LIGHT = {"numpy", "trtbuild"} | set(sys.stdlib_module_names)
+
+# room -> (rooms of ours that it may import besides the leaves, foreign packages)
+ROOMS: dict[str, tuple[set[str], set[str]]] = {
+    "source": (set(), {"torch", "dynamic_network_architectures", "onnx", "onnxruntime", "pydantic"}),
+    "graph": (set(), {"onnx", "onnx_graphsurgeon", "google"}),
+    "engine": ({"runtime"}, set()),
+    "stitch": (set(), {"numba"}),
+    "volume": (set(), {"scipy", "SimpleITK", "nibabel", "imageio", "tifffile", "PIL", "numba"}),
+    "runtime": ({"stitch", "volume"}, {"openvino", "onnxruntime"}),
+    "accuracy": (set(), set()),
+    "bundle": (set(), {"pydantic"}),
+    "steps": ({"source", "graph", "engine", "stitch", "volume", "runtime", "accuracy", "bundle"}, {"threadpoolctl"}),
+    "cli": ({"steps", "source", "show"}, {"click"}),
+    "show": ({"steps"}, {"click", "rich"}),
+    "options": (set(), {"click"}),
+    "spec": (set(), {"pydantic"}),
+    "errors": (set(), set()),
+    "config": (set(), set()),
+    "atomic": (set(), set()),
+    "machine": (set(), set()),
+    "__init__": ({"steps", "bundle"}, set()),
+    "__main__": ({"cli"}, set()),
+}
+
+# a library that only these files may import
+DOORS = {
+    "openvino": {"runtime/openvino.py"},
+    "onnxruntime": {"runtime/onnxruntime.py", "source/export.py"},
+    "onnx_graphsurgeon": {"graph/surgeon.py", "graph/files.py"},
+    "SimpleITK": {"volume/io/simpleitk_io.py"},
+    "numba": {"stitch/accumulate.py", "volume/interpolate.py"},
+    "rich": {"show.py"},
+}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Dotted names of everything that a file imports, at any depth of its code."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names if node.module == "trtbuild")
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_file_imports_only_what_its_room_may(path: Path) -> None:
+    ours, foreign = ROOMS[room_of(path)]
+    for name in imports(path):
+        top, _, rest = name.partition(".")
+        if top == "trtbuild":
+            room = rest.split(".")[0]
+            if room and room != "__version__":
+                assert room in LEAVES | ours | {room_of(path)}, f"{path} imports the room {room}"
+        elif top not in LIGHT:
+            assert top in foreign, f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("library", DOORS)
+def test_a_heavy_library_has_one_door(library: str) -> None:
+    users = {str(p.relative_to(PACKAGE)) for p in FILES if any(n.split(".")[0] == library for n in imports(p))}
+    assert users <= DOORS[library]
+
+
+def test_nothing_imports_nnunet() -> None:
+    assert not [p for p in FILES for name in imports(p) if name.startswith("nnunetv2")]
+
+
+def test_importing_trtbuild_loads_no_heavy_library() -> None:
+    heavy = (
+        "torch",
+        "onnx",
+        "onnxruntime",
+        "openvino",
+        "scipy",
+        "numba",
+        "SimpleITK",
+        "nibabel",
+        "pydantic",
+        "rich",
+        "click",
+        "numpy",
+    )
+    code = f"import sys, trtbuild; print([name for name in {heavy} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_help_loads_no_heavy_library() -> None:
+    heavy = ("torch", "onnx", "onnxruntime", "openvino", "scipy", "numba", "SimpleITK", "nibabel", "rich")
+    code = (
+        "import sys; from trtbuild.cli import run; run(['predict', '-h']); "
+        f"print([n for n in {heavy} if n in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip().endswith("[]")
+
+
+def test_all_names_what_is_visible() -> None:
+    assert len(trtbuild.__all__) <= 25
+    for name in trtbuild.__all__:
+        assert hasattr(trtbuild, name)
+
+
+def test_functions_stay_short() -> None:
+    lengths = []
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                length = (node.end_lineno or node.lineno) - node.lineno + 1
+                lengths.append(length)
+                assert length <= 90, f"{path}:{node.lineno} {node.name} has {length} lines"
+    assert sorted(lengths)[int(0.9 * len(lengths))] <= 40
+
+
+def test_no_assert_and_no_bare_except_guards_input() -> None:
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            assert not isinstance(node, ast.Assert), f"{path}:{node.lineno}"
+            assert not (isinstance(node, ast.ExceptHandler) and node.type is None), f"{path}:{node.lineno}"
