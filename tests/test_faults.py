@@ -184,7 +184,7 @@ def test_a_bad_case_alone_is_exit_code_1(
         file.unlink()
     bad_case(images, who, how)
     assert run(["predict", str(who.bundle), "-i", str(images), "-o", str(tmp_path / "out")]) == 1
-    assert message(capsys).startswith("Error: ")
+    assert "\nError: " in message(capsys)
 
 
 def test_an_empty_input_folder_says_how_files_are_named(

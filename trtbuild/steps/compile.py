@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 import trtbuild
 from trtbuild.accuracy import LOGIT_TOLERANCE, logit_error
+from trtbuild.atomic import write_whole
 from trtbuild.bundle import Bundle, Contents, Golden, Provenance, Stage, open_bundle, write_bundle
 from trtbuild.config import CompileConfig
 from trtbuild.errors import EngineError, ModelError
@@ -214,7 +215,7 @@ def _materialise(networks: Networks, scratch: Path) -> Mapping[str, Path]:
             models[network.id] = content
         else:
             models[network.id] = scratch / Path(network.file).name
-            models[network.id].write_bytes(content)
+            write_whole(models[network.id], content)
     return models
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from trtbuild.bundle import Bundle, Stage, open_bundle
-from trtbuild.errors import EngineError, ModelError
+from trtbuild.errors import EngineError, MissingExtra, ModelError
 from trtbuild.runtime import Prediction, Progress, Settings, prediction_from_array
 from trtbuild.runtime.predictor import tell
 from trtbuild.spec import BuildRecord, NetworkRecord
@@ -146,7 +146,7 @@ def open_predictor(path: Path, *, backend: str, folds: tuple[str, ...] | None, t
     for name in names if backend == "auto" else [backend]:
         try:
             runners, resources = _open_runners(bundle, networks, name, threads)
-        except EngineError as error:
+        except (EngineError, MissingExtra) as error:
             if backend != "auto":
                 raise
             refused.append((name, str(error)))
