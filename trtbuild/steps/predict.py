@@ -98,7 +98,8 @@ class Predictor:
             probabilities=probabilities,
             threads=self.threads,
         )
-        with threadpool_limits(self.threads):
+        # resampling is a few small matrix products: BLAS threads would mostly wait for each other
+        with threadpool_limits(1, user_api="blas"):
             return prediction_from_array(
                 array,
                 tuple(float(s) for s in spacing),
