@@ -92,13 +92,13 @@ class TestContracts:
     def test_the_given_model_is_never_changed(self) -> None:
         model = untidy()
         before = model.SerializeToString(deterministic=True)
-        clean(model, rewrite_conv_transpose=True)
+        clean(model, rewrite_conv_transpose=True, split_instance_norm=False)
         assert model.SerializeToString(deterministic=True) == before
 
     @pytest.mark.parametrize("rewrite", [False, True])
     def test_every_pass_of_a_second_cleaning_finds_nothing_and_the_bytes_stay(self, rewrite: bool) -> None:
-        once = clean(untidy(), rewrite_conv_transpose=rewrite)
-        twice = clean(once.model, rewrite_conv_transpose=rewrite)
+        once = clean(untidy(), rewrite_conv_transpose=rewrite, split_instance_norm=False)
+        twice = clean(once.model, rewrite_conv_transpose=rewrite, split_instance_norm=False)
         assert [report.name for report in once.reports if report.modified]
         assert [report.name for report in twice.reports if report.modified] == []
         assert twice.model.SerializeToString() == once.model.SerializeToString()
@@ -106,7 +106,7 @@ class TestContracts:
     @pytest.mark.parametrize("rewrite", [False, True])
     def test_every_pass_alone_is_idempotent(self, rewrite: bool) -> None:
         model = untidy()
-        for step in clean_passes(rewrite_conv_transpose=rewrite):
+        for step in clean_passes(rewrite_conv_transpose=rewrite, split_instance_norm=False):
             model = run_passes(model, [step]).model
             (again,) = run_passes(model, [step]).reports
             assert not again.modified, step.name
@@ -115,10 +115,16 @@ class TestContracts:
     @pytest.mark.parametrize("rewrite", [False, True])
     def test_cleaning_keeps_the_results(self, rewrite: bool) -> None:
         model = untidy()
-        assert_same_results(model, clean(model, rewrite_conv_transpose=rewrite).model, floats(3, 1, 4, 6, seed=2))
+        assert_same_results(
+            model,
+            clean(model, rewrite_conv_transpose=rewrite, split_instance_norm=False).model,
+            floats(3, 1, 4, 6, seed=2),
+        )
 
     def test_a_second_run_gives_the_same_bytes(self) -> None:
-        first, second = (clean(untidy(), rewrite_conv_transpose=True).model for _ in range(2))
+        first, second = (
+            clean(untidy(), rewrite_conv_transpose=True, split_instance_norm=False).model for _ in range(2)
+        )
         assert first.SerializeToString() == second.SerializeToString()
 
     def test_a_requirement_that_does_not_hold_names_the_pass_and_those_before_it(self) -> None:
@@ -166,12 +172,14 @@ class TestContracts:
         assert "d has no shape" in str(caught.value)
 
     def test_reports_count_nodes_and_initializers(self) -> None:
-        reports = clean(untidy(), rewrite_conv_transpose=False).reports
+        reports = clean(untidy(), rewrite_conv_transpose=False, split_instance_norm=False).reports
         first = reports[0]
         assert (first.name, first.nodes_before, first.nodes_after) == ("drop_dead", 9, 8)
         assert (first.initializers_before, first.initializers_after) == (6, 5)
         assert first.removed == ("dead",)
-        assert [r.name for r in reports] == [step.name for step in clean_passes(rewrite_conv_transpose=False)]
+        assert [r.name for r in reports] == [
+            step.name for step in clean_passes(rewrite_conv_transpose=False, split_instance_norm=False)
+        ]
         assert all(a.nodes_after == b.nodes_before for a, b in itertools.pairwise(reports))
 
 
@@ -210,11 +218,14 @@ def scrambled(seed: int) -> onnx.ModelProto:
 @pytest.mark.parametrize("seed", range(30))
 def test_random_graphs_keep_their_results_and_cleaning_them_again_changes_nothing(seed: int) -> None:
     model = scrambled(seed)
-    result = clean(model, rewrite_conv_transpose=True).model
+    result = clean(model, rewrite_conv_transpose=True, split_instance_norm=False).model
     assert_same_results(model, result, floats(3, 4, seed=seed))
     assert len(result.graph.node) <= len(model.graph.node)
     assert "Constant" not in operators(result)
-    assert clean(result, rewrite_conv_transpose=True).model.SerializeToString() == result.SerializeToString()
+    assert (
+        clean(result, rewrite_conv_transpose=True, split_instance_norm=False).model.SerializeToString()
+        == result.SerializeToString()
+    )
 
 
 class TestFiles:
@@ -270,7 +281,7 @@ class TestFiles:
             flipped = bytearray(content)
             flipped[random.integers(len(flipped))] ^= 1 << int(random.integers(8))
             try:
-                clean(model_from_bytes(bytes(flipped)), rewrite_conv_transpose=True)
+                clean(model_from_bytes(bytes(flipped)), rewrite_conv_transpose=True, split_instance_norm=False)
             except GraphError:
                 refused += 1
         assert 30 < refused < 300
@@ -349,7 +360,7 @@ class TestMalformed:
         assert named in str(caught.value)
         assert "net.onnx" in str(caught.value)
         with pytest.raises(GraphError):
-            clean(changed(change), rewrite_conv_transpose=True)
+            clean(changed(change), rewrite_conv_transpose=True, split_instance_norm=False)
 
     def test_control_flow_is_refused_and_named(self) -> None:
         branch = helper.make_graph(
@@ -363,7 +374,7 @@ class TestMalformed:
         )
         run(model, floats(2, 4))  # ONNX Runtime takes it: it is a sound model
         with pytest.raises(GraphError, match="cannot be cleaned") as caught:
-            clean(model, rewrite_conv_transpose=False)
+            clean(model, rewrite_conv_transpose=False, split_instance_norm=False)
         assert "If node choice with then_branch (GRAPH)" in str(caught.value)
 
     def test_another_object_is_refused(self) -> None:
@@ -374,7 +385,7 @@ class TestMalformed:
     def test_a_missing_package_names_the_extra(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "onnx_graphsurgeon", None)
         with pytest.raises(MissingExtra, match=r"pip install 'trtbuild\[graph\]'"):
-            clean(untidy(), rewrite_conv_transpose=False)
+            clean(untidy(), rewrite_conv_transpose=False, split_instance_norm=False)
 
 
 def test_operators_outside_the_standard_are_carried_along() -> None:
@@ -388,7 +399,7 @@ def test_operators_outside_the_standard_are_carried_along() -> None:
         {"y": ["n", 4]},
         domains=["my.domain"],
     )
-    result = clean(model, rewrite_conv_transpose=True)
+    result = clean(model, rewrite_conv_transpose=True, split_instance_norm=False)
     assert operators(result.model) == ["Mine", "Relu"]
     own = result.model.graph.node[0]
     assert (own.domain, list(own.input), own.attribute[0].f) == ("my.domain", ["image"], 0.5)
@@ -411,7 +422,7 @@ from trtbuild.graph import clean
 weight = TensorProto(name="w", data_type=TensorProto.BFLOAT16, dims=[4], raw_data=bytes(8))
 nodes = [node("Identity", "x", "a", "i"), node("Add", "a w", "y", "add")]
 model = model_of(nodes, {"x": ["n", 4]}, {"y": ["n", 4]}, {"w": weight}, dtype=TensorProto.BFLOAT16)
-assert len(clean(model, rewrite_conv_transpose=True).model.graph.node) == 1
+assert len(clean(model, rewrite_conv_transpose=True, split_instance_norm=False).model.graph.node) == 1
 """
     folders = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     command = [sys.executable, "-c", code]
@@ -421,7 +432,7 @@ assert len(clean(model, rewrite_conv_transpose=True).model.graph.node) == 1
 
 def test_the_table_counts_operators_nodes_initializers_and_bytes() -> None:
     model = untidy()
-    result = clean(model, rewrite_conv_transpose=True)
+    result = clean(model, rewrite_conv_transpose=True, split_instance_norm=False)
     rows = {row.what: (row.before, row.after) for row in table_from_clean(model, result)}
     assert rows["Identity"] == (1, 0)
     assert rows["ConvTranspose"] == (1, 0)
@@ -435,7 +446,7 @@ def test_the_table_counts_operators_nodes_initializers_and_bytes() -> None:
 
 
 def test_inputs_outputs_and_opset_of_a_model_are_told() -> None:
-    model = clean(untidy(), rewrite_conv_transpose=False).model
+    model = clean(untidy(), rewrite_conv_transpose=False, split_instance_norm=False).model
     assert opset_from_model(model) == 20
     assert io_from_model(model) == (
         TensorSpec(name="image", dtype="float32", shape=("batch", 1, 4, 6)),

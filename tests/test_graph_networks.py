@@ -107,6 +107,21 @@ REWRITTEN = {
     "Reshape": 10,
     "Transpose": 5,
 }
+# 4 norms of 64^3 voxels down to 4^3 each and 2 of 2^3; 2 means each, by steps of 4 until at most 4 voxels are left
+POOLS = 2 * (4 * (8 + 7 + 5 + 4 + 2) + 2 * 1)
+SPLIT = {
+    "Add": 2 * 22,
+    "AveragePool": POOLS,
+    "Concat": 5,
+    "Conv": 23,
+    "ConvTranspose": 5,
+    "Div": 22,
+    "GlobalAveragePool": 2 * 22,
+    "LeakyRelu": 22,
+    "Mul": 2 * 22,
+    "Sqrt": 22,
+    "Sub": 22,
+}
 
 
 @pytest.mark.parametrize(("dynamo", "identities"), [(False, 40), (True, 0)])
@@ -114,14 +129,18 @@ def test_node_counts_of_the_default_network_before_and_after(dynamo: bool, ident
     """dynamo=False writes an Identity for each norm parameter that equals another one: 2 x 22 norms, 2 x 2 distinct."""
     model = model_of("3d_fullres", dynamo)
     assert op_counts(model) == dict(sorted(({"Identity": identities} if identities else {}).items() | DEFAULT.items()))
-    after = clean(model, rewrite_conv_transpose=False)
+    after = clean(model, rewrite_conv_transpose=False, split_instance_norm=False)
     assert op_counts(after.model) == DEFAULT
     assert (len(model.graph.initializer), len(after.model.graph.initializer)) == (60, 60)
-    rewritten = clean(model, rewrite_conv_transpose=True)
+    rewritten = clean(model, rewrite_conv_transpose=True, split_instance_norm=False)
     assert op_counts(rewritten.model) == REWRITTEN
     assert sum(REWRITTEN.values()) == sum(DEFAULT.values()) + 3 * 5
     # the targets of the two Reshapes per ConvTranspose are new
     assert len(rewritten.model.graph.initializer) == 70
+    split = clean(model, rewrite_conv_transpose=False, split_instance_norm=True)
+    assert op_counts(split.model) == SPLIT
+    # epsilon is new
+    assert len(split.model.graph.initializer) == 61
     rows = {row.what: (row.before, row.after) for row in table_from_clean(model, after)}
     assert rows["nodes"] == (77 + identities, 77)
     assert rows["bytes"][1] < rows["bytes"][0]
@@ -134,19 +153,26 @@ class TestBothExporters:
         model = model_of(name, dynamo)
         x = floats(2, 1, *NETWORKS[name][1], seed=3)
         for rewrite in (False, True):
-            assert_same_results(model, clean(model, rewrite_conv_transpose=rewrite).model, x)
+            assert_same_results(model, clean(model, rewrite_conv_transpose=rewrite, split_instance_norm=False).model, x)
 
     def test_cleaning_again_changes_nothing(self, name: str, dynamo: bool) -> None:
         for rewrite in (False, True):
-            once = clean(model_of(name, dynamo), rewrite_conv_transpose=rewrite).model
-            twice = clean(once, rewrite_conv_transpose=rewrite)
+            once = clean(model_of(name, dynamo), rewrite_conv_transpose=rewrite, split_instance_norm=False).model
+            twice = clean(once, rewrite_conv_transpose=rewrite, split_instance_norm=False)
             assert not any(report.modified for report in twice.reports)
             assert twice.model.SerializeToString() == once.SerializeToString()
 
+    def test_cleaning_a_split_graph_again_joins_and_splits_to_the_same_bytes(self, name: str, dynamo: bool) -> None:
+        once = clean(model_of(name, dynamo), rewrite_conv_transpose=False, split_instance_norm=True).model
+        twice = clean(once, rewrite_conv_transpose=False, split_instance_norm=True)
+        modified = [report.name for report in twice.reports if report.modified]
+        assert modified == ["join_instance_norm", "split_instance_norm", "infer_shapes"]
+        assert twice.model.SerializeToString() == once.SerializeToString()
+
     def test_every_tensor_has_a_shape_and_only_the_batch_is_free(self, name: str, dynamo: bool) -> None:
         patch = NETWORKS[name][1]
-        for rewrite in (False, True):
-            model = clean(model_of(name, dynamo), rewrite_conv_transpose=rewrite).model
+        for rewrite, split in ((False, False), (True, False), (False, True), (True, True)):
+            model = clean(model_of(name, dynamo), rewrite_conv_transpose=rewrite, split_instance_norm=split).model
             specs = [(spec.name, spec.shape) for spec in io_from_model(model)]
             assert specs == [("image", ("batch", 1, *patch)), ("logits", ("batch", 3, *patch))]
             dims = {value.name: value.type.tensor_type.shape.dim for value in model.graph.value_info}
@@ -156,7 +182,8 @@ class TestBothExporters:
                 assert all(dimension.dim_value > 0 for dimension in shape[1:])
 
     def test_no_path_of_the_exporting_machine_is_left(self, name: str, dynamo: bool) -> None:
-        content = clean(model_of(name, dynamo), rewrite_conv_transpose=False).model.SerializeToString()
+        model = clean(model_of(name, dynamo), rewrite_conv_transpose=False, split_instance_norm=True).model
+        content = model.SerializeToString()
         assert b"site-packages" not in content
         assert b".py" not in content
 
@@ -164,7 +191,10 @@ class TestBothExporters:
 @pytest.mark.parametrize("rewrite", [False, True])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_both_exporters_give_the_same_names_and_weights(name: str, rewrite: bool) -> None:
-    one, two = (clean(model_of(name, dynamo), rewrite_conv_transpose=rewrite).model.graph for dynamo in (False, True))
+    one, two = (
+        clean(model_of(name, dynamo), rewrite_conv_transpose=rewrite, split_instance_norm=False).model.graph
+        for dynamo in (False, True)
+    )
     assert [(n.name, n.op_type, *n.input, *n.output) for n in one.node] == [
         (n.name, n.op_type, *n.input, *n.output) for n in two.node
     ]
@@ -177,7 +207,7 @@ def test_both_exporters_give_the_same_names_and_weights(name: str, rewrite: bool
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name != "3d_fullres"])
 def test_initializers_are_called_like_the_networks_own_parameters(name: str) -> None:
     """`named_parameters` names a parameter with several paths by the first; the unused heads are deep supervision's."""
-    model = clean(model_of(name, True), rewrite_conv_transpose=False).model
+    model = clean(model_of(name, True), rewrite_conv_transpose=False, split_instance_norm=False).model
     parameters = {key for key, _ in network(name).named_parameters()}
     heads = sorted({key.split(".")[2] for key in parameters if key.startswith("decoder.seg_layers.")})
     unused = {key for key in parameters if key.startswith("decoder.seg_layers.") and key.split(".")[2] != heads[-1]}
@@ -185,7 +215,7 @@ def test_initializers_are_called_like_the_networks_own_parameters(name: str) -> 
 
 
 def test_the_order_of_residual_branches_is_that_of_the_network() -> None:
-    model = clean(model_of("residual", False), rewrite_conv_transpose=False).model
+    model = clean(model_of("residual", False), rewrite_conv_transpose=False, split_instance_norm=False).model
     adds = [node for node in model.graph.node if node.op_type == "Add"]
     assert operators(model).count("AveragePool") == 3
     assert adds[0].name == "encoder.stages.0.blocks.0.conv2.conv/Add"
@@ -197,6 +227,7 @@ def test_the_rewrite_of_a_2d_network_differs_by_rounding_at_most_under_full_opti
     model = model_of("2d", True)
     x = floats(2, 1, 32, 48, seed=4)
     (kept,), (rewritten,) = (
-        run(clean(model, rewrite_conv_transpose=flag).model, x, plain=False) for flag in (False, True)
+        run(clean(model, rewrite_conv_transpose=flag, split_instance_norm=False).model, x, plain=False)
+        for flag in (False, True)
     )
     np.testing.assert_allclose(rewritten, kept, rtol=0, atol=1e-5 * float(np.abs(kept).max()))

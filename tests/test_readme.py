@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from models import REPOSITORY
+
 from trtbuild.cli import main
 
 README = (REPOSITORY / "README.md").read_text()

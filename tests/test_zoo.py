@@ -204,7 +204,7 @@ def test_the_five_folds_differ(get: Get) -> None:
     _, image, _ = preprocessed(model, "small")
     logits = [nnunet_logits(nnunet_predictor(model.folder, (fold,), mirroring=False), image) for fold in model.folds]
     distances = [float((a - b).abs().mean()) for i, a in enumerate(logits) for b in logits[:i]]
-    assert min(distances) > 1
+    assert min(distances) > 0.25  # of a spread of 1
 
 
 def independent_logits(predictor: nnUNetPredictor, image: np.ndarray) -> np.ndarray:

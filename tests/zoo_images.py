@@ -91,7 +91,11 @@ def _body(scene: Scene) -> NDArray[np.bool_]:
 
 
 def _texture(scene: Scene, rng: np.random.Generator) -> FloatArray:
-    """Values 0..1: smooth compartments with sharp borders, their brightness varying from slice to slice, some noise."""
+    """Values 0..1: smooth compartments with sharp borders, some noise, and a ceiling that differs from slice to slice.
+
+    The ceiling gives every slice a plateau at its own maximum, so that clipping after interpolation shows, and so does
+    clipping to the range of the whole volume instead.
+    """
     finest = min(scene.spacing)
     sigmas = [
         4.0 * finest / spacing if size > 1 else 0 for size, spacing in zip(scene.shape, scene.spacing, strict=True)
@@ -101,9 +105,10 @@ def _texture(scene: Scene, rng: np.random.Generator) -> FloatArray:
         field = gaussian_filter(rng.standard_normal(scene.shape), sigmas)
         fields.append((field - field.mean()) / field.std())
     compartments = np.digitize(fields[0], (-0.8, 0.0, 0.8)) / 3
-    waves = [np.sin(0.9 * grid + phase) for grid, phase in zip(np.indices(scene.shape, sparse=True), (0.3, 1.1, 2.0))]  # noqa: B905
-    value = 0.5 + 0.45 * (compartments - 0.5) + 0.07 * fields[1] + 0.12 * waves[0] + 0.02 * waves[1]
-    value = value + 0.02 * rng.standard_normal(scene.shape)
+    value = 0.5 + 0.45 * (compartments - 0.5) + 0.07 * fields[1] + 0.02 * rng.standard_normal(scene.shape)
+    z, y, x = np.indices(scene.shape, sparse=True)
+    value = value + 0.12 * np.sin(0.9 * z + 0.3) + 0.02 * np.sin(0.9 * y + 1.1)
+    value = np.minimum(value, np.minimum(0.66 + 0.1 * np.sin(1.3 * z), 0.66 + 0.1 * np.sin(1.7 * x)))
     return np.asarray(np.clip(value, 0.02, 0.98), np.float32)
 
 

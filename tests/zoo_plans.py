@@ -301,7 +301,7 @@ def _architecture(recipe: Recipe) -> Json:
 
 
 def _intensity_properties(recipe: Recipe) -> Json:
-    """Numbers such that CTNormalization cuts about a tenth off both ends of the values."""
+    """Numbers such that CTNormalization cuts off both ends of the values."""
     low, high = recipe.intensity.offset, recipe.intensity.offset + recipe.intensity.scale
     properties = {
         "max": high,
@@ -309,7 +309,7 @@ def _intensity_properties(recipe: Recipe) -> Json:
         "median": low + 0.46 * (high - low),
         "min": low,
         "percentile_00_5": low + 0.25 * (high - low),
-        "percentile_99_5": low + 0.75 * (high - low),
+        "percentile_99_5": low + 0.7 * (high - low),
         "std": 0.21 * (high - low),
     }
     return {str(channel): dict(properties) for channel in range(len(recipe.channels))}

@@ -139,14 +139,19 @@ def export_command(model: Path, output: Path, overwrite: bool, as_json: bool, **
     is_flag=True,
     help="Rewrite ConvTranspose with kernel = stride as 1x1 Conv + depth-to-space (for TensorRT).",
 )
+@click.option(
+    "--split-instance-norm",
+    is_flag=True,
+    help="Write InstanceNormalization as sums of sums (accurate in float32 on CPUs); without it, join them again.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
-def clean_command(source: Path, output: Path, rewrite_conv_transpose: bool, overwrite: bool, as_json: bool) -> None:
+def clean_command(source: Path, output: Path, as_json: bool, **options: bool) -> None:
     """Clean an ONNX file: fold, drop, name, and show what changed."""
     from trtbuild.steps.export import clean_file
     from trtbuild.steps.inspect import clean_facts
 
-    result = clean_file(source, output, rewrite_conv_transpose=rewrite_conv_transpose, overwrite=overwrite)
+    result = clean_file(source, output, **options)
     facts = clean_facts(source, result)
     show.json_or(as_json, facts, lambda: show.cleaned(facts))
 

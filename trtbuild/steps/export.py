@@ -64,12 +64,16 @@ def export_folder(config: SourceConfig, output: Path, *, overwrite: bool, report
     return tuple(written)
 
 
-def clean_file(source: Path, output: Path, *, rewrite_conv_transpose: bool, overwrite: bool) -> CleanResult:
+def clean_file(
+    source: Path, output: Path, *, rewrite_conv_transpose: bool, split_instance_norm: bool, overwrite: bool
+) -> CleanResult:
     """Cleans one ONNX file; the source stays as it is."""
     from trtbuild.graph import clean, load_onnx, save_onnx
 
     if output.exists() and not overwrite:
         raise OutputError("The output exists.", where=output, hint="choose another name, or add --overwrite")
-    result = clean(load_onnx(source), rewrite_conv_transpose=rewrite_conv_transpose)
+    result = clean(
+        load_onnx(source), rewrite_conv_transpose=rewrite_conv_transpose, split_instance_norm=split_instance_norm
+    )
     save_onnx(result.model, output)
     return result

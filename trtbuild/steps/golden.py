@@ -59,14 +59,16 @@ def _range(spec: ModelSpec) -> tuple[float, float]:
     return (0.0, 255.0) if isinstance(scheme, RGBTo01) else (0.0, 1000.0)
 
 
-def golden_case(stage: Stage, models: Mapping[str, Path]) -> GoldenCase:
+def golden_case(stage: Stage, models: Mapping[str, Path], scratch: Path) -> GoldenCase:
     """The made-up image and its segmentation by ONNX Runtime in float32, whatever engines the bundle gets.
 
     Args:
         stage: the model.
         models: ONNX file of every network by its id.
+        scratch: a folder for temporary files.
     """
     from trtbuild.engine import engine_from_onnx
+    from trtbuild.graph import clean, load_onnx, save_onnx
     from trtbuild.runtime import Settings, prediction_from_array
     from trtbuild.runtime.select import open_runner
 
@@ -74,7 +76,9 @@ def golden_case(stage: Stage, models: Mapping[str, Path]) -> GoldenCase:
     with ExitStack() as stack:
         runners = []
         for network in stage.networks:
-            model = models[network.id]
+            accurate = clean(load_onnx(models[network.id]), rewrite_conv_transpose=False, split_instance_norm=True)
+            model = scratch / f"{network.id}_golden.onnx"
+            save_onnx(accurate.model, model)
             record = engine_from_onnx(
                 model, network, backend="onnxruntime", inference_precision="f32", threads=None, tune=False
             )
