@@ -382,6 +382,16 @@ def test_a_single_second_stage_takes_its_first_ones_segmentations_from_files(sam
     assert open_bundle(changed(sample, second_only)).manifest.stages[0].spec.network_channels == 2
 
 
+def test_two_engines_of_a_network_for_one_backend_are_refused(sample: Bundle) -> None:
+    """Which of them runs would be left to their order."""
+
+    good = read_json(sample.path)
+    for engine in good["engines"]:  # one with a file of its own, one that is the network's file
+        write_json(sample.path, {**good, "engines": [*good["engines"], {**engine, "version": "another"}]})
+        error = refused(errors.BundleKey, sample.path, "two engines")
+        assert str(error.where).endswith("engines[2].backend")
+
+
 def test_hostile_text_reaches_the_terminal_escaped_and_cut(sample: Bundle) -> None:
     error = refused(errors.BundleKey, changed(sample, lambda data: data.update({"\x1b[2J" + "x" * 5000: 1})))
     assert "\x1b" not in str(error)

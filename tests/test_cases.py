@@ -185,6 +185,11 @@ def test_a_text_list_holds_one_case_per_line(tmp_path: Path) -> None:
     ('[{"id": "", "files": ["a.nii.gz"]}]', "cannot be a file name"),
     ('[{"id": "a\\u0000", "files": ["a.nii.gz"]}]', "cannot be a file name"),
     ('[{"id": 7, "files": ["a.nii.gz"]}]', "cannot be a file name"),
+    ('[{"id": "\\ud800", "files": ["a.nii.gz"]}]', "cannot be a file name"),
+    (json.dumps([{"id": "é" * 125, "files": ["a.nii.gz"]}]), "cannot be a file name"),
+    ('[["\\ud800.nii.gz"]]', "is no case"),
+    (json.dumps([{"id": "a", "files": ["x" * 300 + ".nii.gz"]}]), "is no case"),
+    (json.dumps([["gone/" + "x" * 300 + ".nii.gz"]]), "is no case"),
     ('[["a.nrrd"]]', "not of the kind"),
     ('[["t1.nii.gz", "t2.nii.gz"]]', "do not say which case"),
     ('[["a_0000.nii.gz", "b_0001.nii.gz"]]', "do not say which case"),
@@ -216,3 +221,27 @@ def test_a_listed_file_that_does_not_exist_fails_its_case_when_it_is_read(tmp_pa
     (case,) = cases_from_input([path], END)
     with pytest.raises(InputError, match="no such image file"):
         reader_named("NibabelIO").read_image(case.files, ("T1",))
+
+
+def test_the_longest_id_that_a_file_system_takes_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "list.json"
+    name = "é" * 124
+    path.write_text(json.dumps([{"id": name, "files": ["a.nii.gz"]}]))
+    (case,) = cases_from_input([path], END)
+    touched(tmp_path, case.output_name(END))
+    assert case.id == name
+
+
+@pytest.mark.parametrize("target", ["gone", f"a_0000{END}"])
+def test_a_link_to_nowhere_is_a_case_that_fails_by_name(tmp_path: Path, target: str) -> None:
+    """`target` the second time is the link itself."""
+    touched(tmp_path, f"b_0000{END}")
+    (tmp_path / f"a_0000{END}").symlink_to(target)
+    cases = cases_from_input([tmp_path], END)
+    assert [case.id for case in cases] == ["a", "b"]
+    with pytest.raises((InputError, RuntimeError), match=f"no such image file|a_0000{END}"):
+        reader_named("SimpleITKIO").read_image(cases[0].files, ("T1",))
+
+
+def test_a_path_that_is_too_long_for_the_system_does_not_exist(tmp_path: Path) -> None:
+    assert "does not exist" in refusal(tmp_path / ("x" * 300)).what

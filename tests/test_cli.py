@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import errno
 import json
+import os
 import pickle
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +18,10 @@ from models import DEMO, subject
 from reference import segmentation_from_file
 
 from trtbuild.cli import run
+from trtbuild.config import PredictConfig
+from trtbuild.errors import Cancelled, MissingExtra
+from trtbuild.runtime.predictor import tell
+from trtbuild.steps.cases import Events, Summary
 
 
 @pytest.fixture
@@ -45,6 +55,7 @@ def test_a_mistyped_word_is_refused_with_a_suggestion(
         (["-f", "0,1,2"], ("0", "1", "2")),
         (["-f", "all"], ("all",)),
         (["-f", "0", "-f", "3"], ("0", "3")),
+        (["-f=0", "-f=3"], ("0", "3")),
         ([], None),
     ],
 )
@@ -61,7 +72,19 @@ def test_folds_are_read_as_nnunet_reads_them(
 
 
 @pytest.mark.parametrize(
-    "words", [["-f", "0", "0"], ["-f", "all", "1"], ["-f", "x"], ["-f"], ["-f0"], ["-o", "x", "-ofoo"]]
+    "words",
+    [
+        ["-f", "0", "0"],
+        ["-f", "all", "1"],
+        ["-f", "x"],
+        ["-f"],
+        ["-f0"],
+        ["-f=x"],
+        ["-f="],
+        ["-f", ""],
+        ["-f", "-o", "y"],
+        ["-o", "x", "-ofoo"],
+    ],
 )
 def test_folds_and_clusters_that_mean_nothing_are_usage_errors(words: list[str]) -> None:
     assert run(["compile", "MODEL", "-o", "x.trtb", *words]) == 2
@@ -200,3 +223,161 @@ def test_a_bundle_can_be_recompiled_for_another_backend(tmp_path: Path, capsys: 
         == 1
     )
     assert "trtbuild compile" in capsys.readouterr().err
+
+
+def nothing_predicted(config: PredictConfig, events: Events) -> Summary:
+    return Summary(bundle="", engine={}, refused=(), outcomes=())
+
+
+@pytest.mark.parametrize(
+    ("words", "inputs"),
+    [
+        (["B.trtb", "-i", "a.nii", "b.nii", "-o", "out"], ("a.nii", "b.nii")),
+        (["-i", "a.nii", "b.nii", "B.trtb", "-o", "out"], ("a.nii", "b.nii")),
+        (["-o", "out", "-i", "a.nii", "b.nii", "B.trtb/"], ("a.nii", "b.nii")),
+        (["-o", "out", "-i", "a.nii", "b.nii", "--", "B.trtb"], ("a.nii", "b.nii")),
+        (["B.trtb", "-i", "a.nii", "-o", "out", "-i", "b.nii"], ("a.nii", "b.nii")),
+        (["B.trtb", "-i=a=1.nii", "-i=b.nii", "-o=out"], ("a=1.nii", "b.nii")),
+    ],
+)
+def test_inputs_may_be_what_a_shell_makes_of_a_pattern(
+    words: list[str], inputs: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[PredictConfig] = []
+    monkeypatch.setattr(
+        "trtbuild.steps.cases.predict_cases",
+        lambda config, events: seen.append(config) or nothing_predicted(config, events),
+    )
+    assert run(["predict", *words]) == 0
+    assert seen[0].inputs == tuple(map(Path, inputs))
+    assert (seen[0].bundle, seen[0].output) == (Path("B.trtb"), Path("out"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["B.trtb", "-o", "out", "-i"],
+        ["B.trtb", "-i", "-o", "out"],
+        ["B.trtb", "-i=", "-o", "out"],
+        ["-i", "a", "B", "-o", "out"],
+    ],
+)
+def test_missing_inputs_and_a_bundle_taken_for_an_input_are_usage_errors(words: list[str]) -> None:
+    assert run(["predict", *words]) == 2
+
+
+def lost_interrupt() -> None:
+    """Ctrl-C while C calls Python: the KeyboardInterrupt goes no further."""
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        return
+    pytest.fail("no KeyboardInterrupt was raised")
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_a_lost_interrupt_ends_predict_at_the_next_progress(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def predict_cases(config: PredictConfig, events: Events) -> Summary:
+        lost_interrupt()
+        assert events.progress is not None
+        events.progress("network", 1, 2)
+        return pytest.fail("the run went on")
+
+    monkeypatch.setattr("trtbuild.steps.cases.predict_cases", predict_cases)
+    before = signal.getsignal(signal.SIGINT)
+    assert run(["predict", "B.trtb", "-i", "a", "-o", "out", *words]) == 130
+    assert signal.getsignal(signal.SIGINT) is before
+    monkeypatch.setattr("trtbuild.steps.cases.predict_cases", nothing_predicted)
+    assert run(["predict", "B.trtb", "-i", "a", "-o", "out", *words]) == 0
+
+
+@pytest.mark.parametrize("ticks", [0, 1])
+def test_a_lost_interrupt_ends_compile_and_export(ticks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(*config: object, report=None, **options: object):  # type: ignore[no-untyped-def]
+        lost_interrupt()
+        for _ in range(ticks):
+            (report or config[-1])("a line")
+            pytest.fail("the run went on")
+        return ()
+
+    monkeypatch.setattr("trtbuild.steps.export.export_folder", step)
+    monkeypatch.setattr("trtbuild.steps.compile.compile_bundle", step)
+    monkeypatch.setattr("trtbuild.steps.inspect.overview", lambda bundle: {})
+    assert run(["export", "MODEL", "-o", "out", "--json"]) == 130
+    assert run(["compile", "MODEL", "-o", "out.trtb", "--json"]) == 130
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/somewhere/x"), "No space left on device: /somewhere/x"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (OSError("no number"), "no number"),
+    ],
+)
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_an_error_of_the_system_that_nobody_expected_is_one_message(
+    error: OSError, message: str, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("trtbuild.steps.inspect.inspect_bundle", fails)
+    assert run(["inspect", "B.trtb", *words]) == 1
+    shown = capsys.readouterr().err
+    text = json.loads(shown)["message"] if words else shown.removeprefix("Error: ").rstrip()
+    assert text == f"The system refused: {message}"
+
+
+def test_what_cannot_be_read_is_an_error_of_the_input_not_of_the_usage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *arguments, **options: False)
+    assert run(["inspect", str(tmp_path)]) == 1
+    assert "Usage" not in capsys.readouterr().err
+
+
+def test_clean_in_place_compares_with_the_file_as_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import onnx
+
+    nodes = [onnx.helper.make_node("Identity", ["x"], ["a"]), onnx.helper.make_node("Relu", ["a"], ["y"])]
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2]) for name in "xy"]
+    graph = onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:])
+    file = tmp_path / "a.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9), file)
+    assert run(["clean", str(file), "-o", str(file), "--overwrite", "--json"]) == 0
+    rows = {row["what"]: (row["before"], row["after"]) for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert rows["Identity"] == (1, 0)
+    assert rows["nodes"] == (2, 1)
+
+
+def test_every_error_survives_pickling_and_copying() -> None:
+    error = MissingExtra("onnx", "graph", "clean a model")
+    for other in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
+        assert type(other) is MissingExtra
+        assert str(other) == str(error)
+        assert (other.package, other.extra, other.hint) == ("onnx", "graph", "pip install 'trtbuild[graph]'")
+
+
+@pytest.mark.parametrize("wish", [False, np.False_, 0])
+def test_any_false_value_but_none_stops(wish: object) -> None:
+    with pytest.raises(Cancelled):
+        tell(lambda *values: wish, "network", 1, 2)  # type: ignore[arg-type,return-value]
+    tell(lambda *values: None, "network", 1, 2)
+    tell(lambda *values: True, "network", 1, 2)
+
+
+def test_without_a_place_for_a_cache_the_loops_compile_and_a_warning_says_so_once() -> None:
+    code = (
+        "from numba.core import caching\n"
+        "for name in ('CacheImpl', '_CacheImpl'):\n"
+        "    if hasattr(caching, name): getattr(caching, name)._locator_classes = []\n"
+        "import numpy as np; from trtbuild.stitch.accumulate import divide_by_weights\n"
+        "import trtbuild.volume.interpolate\n"
+        "total = np.full((1, 2, 2, 2), 6, np.float32)\n"
+        "assert divide_by_weights(total, (np.ones(2),) * 3, 3); print(total.max())"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "2.0"
+    assert result.stderr.count("NUMBA_CACHE_DIR") == 1

@@ -107,8 +107,8 @@ REWRITTEN = {
     "Reshape": 10,
     "Transpose": 5,
 }
-# 4 norms of 64^3 voxels down to 4^3 each and 2 of 2^3; 2 means each, by steps of 4 until at most 4 voxels are left
-POOLS = 2 * (4 * (8 + 7 + 5 + 4 + 2) + 2 * 1)
+# 4 norms of 64^3 voxels down to 4^3 each and 2 of 2^3; 2 means each, by steps of 8 until 8 voxels are left
+POOLS = 2 * 4 * (5 + 4 + 3 + 2 + 1)
 SPLIT = {
     "Add": 2 * 22,
     "AveragePool": POOLS,
@@ -119,8 +119,9 @@ SPLIT = {
     "GlobalAveragePool": 2 * 22,
     "LeakyRelu": 22,
     "Mul": 2 * 22,
+    "Pow": 22,
     "Sqrt": 22,
-    "Sub": 22,
+    "Sub": 2 * 22,
 }
 
 
@@ -139,8 +140,8 @@ def test_node_counts_of_the_default_network_before_and_after(dynamo: bool, ident
     assert len(rewritten.model.graph.initializer) == 70
     split = clean(model, rewrite_conv_transpose=False, split_instance_norm=True)
     assert op_counts(split.model) == SPLIT
-    # epsilon is new
-    assert len(split.model.graph.initializer) == 61
+    # epsilon and the exponent are new
+    assert len(split.model.graph.initializer) == 62
     rows = {row.what: (row.before, row.after) for row in table_from_clean(model, after)}
     assert rows["nodes"] == (77 + identities, 77)
     assert rows["bytes"][1] < rows["bytes"][0]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from specs import make_spec, spline
 
-from trtbuild.errors import InputError
+from trtbuild.errors import InputError, OutputError
 from trtbuild.spec import CT, NoNormalization, RescaleTo01, RGBTo01, ZScore
 from trtbuild.volume import prepared_from_array
 from trtbuild.volume.crop import filled_nonzero_mask, nonzero_box
@@ -125,3 +127,68 @@ def test_a_2d_configuration_keeps_the_slice_spacing() -> None:
 def test_bad_arrays_are_refused_with_what_is_wrong(data, spacing, message) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(InputError, match=message):
         prepared_from_array(data.astype(np.float32), spacing, make_spec(resample_data=spline(3)))
+
+
+@pytest.mark.parametrize("scheme", [ZScore(masked=True), ZScore(masked=False), RescaleTo01()], ids=repr)
+@pytest.mark.parametrize("extreme", [1e20, 3e38])
+def test_intensities_whose_statistics_overflow_are_refused(scheme, extreme: float) -> None:  # type: ignore[no-untyped-def]
+    data = blob((9, 10, 11))
+    data[0, 4, 4, 4:6] = extreme, -extreme
+    if isinstance(scheme, RescaleTo01) and extreme < 1e38:
+        assert np.isfinite(prepared_from_array(data, (1, 1, 1), make_spec(normalization=(scheme,))).data).all()
+        return
+    with pytest.raises(InputError, match=r"overflow float32(.|\n)*channel T1"):
+        prepared_from_array(data, (1, 1, 1), make_spec(normalization=(scheme,)))
+
+
+def test_a_ct_window_beyond_float32_is_refused() -> None:
+    scheme = CT(lower=-3e38, upper=3e38, mean=3e38, std=1.0)
+    with pytest.raises(InputError, match="overflow float32"):
+        prepared_from_array(np.full((1, 4, 4, 4), -3e38, np.float32), (1, 1, 1), make_spec(normalization=(scheme,)))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "int64", "uint64", "float16", "float64", ">f4", "bool"])
+def test_real_numbers_of_any_type_are_converted(dtype: str) -> None:
+    data = (blob((9, 10, 11)) > 40).astype(dtype)
+    expected = prepared_from_array(data.astype(np.float32), (1.0, 1.0, 1.0), make_spec()).data
+    for given in (data, data.tolist()):
+        np.testing.assert_array_equal(prepared_from_array(given, np.ones(3), make_spec()).data, expected)
+
+
+@pytest.mark.parametrize(
+    ("data", "spacing", "message"),
+    [
+        (np.ones((1, 4, 4, 4), complex), (1, 1, 1), "no real numbers(.|\n)*complex128"),
+        (np.ones((1, 4, 4, 4), object), (1, 1, 1), "no real numbers(.|\n)*object"),
+        (np.full((1, 4, 4, 4), "1"), (1, 1, 1), "no real numbers"),
+        (np.ones((1, 4, 4, 4), "M8[s]"), (1, 1, 1), "no real numbers"),
+        ([[[[1.0, 2.0], [1.0]]]], (1, 1, 1), "no array"),
+        (np.ma.masked_equal(np.ones((1, 4, 4, 4)), 0), (1, 1, 1), "masked array(.|\n)*filled"),
+        (np.ones((1, 4, 0, 4)), (1, 1, 1), r"empty(.|\n)*\(1, 4, 0, 4\)"),
+        (np.full((1, 4, 4, 4), 1e300), (1, 1, 1), r"overflow float32(.|\n)*3.4e\+38(.|\n)*1e\+300"),
+        (np.ones((1, 4, 4, 4)), ("a", 1, 1), "three positive numbers"),
+        (np.ones((1, 4, 4, 4)), "111", "three positive numbers"),
+        (np.ones((1, 4, 4, 4)), None, "three positive numbers"),
+        (np.ones((1, 4, 4, 4)), 1.0, "three positive numbers"),
+        (np.ones((1, 4, 4, 4)), (1, 1j, 1), "three positive numbers"),
+        (np.ones((1, 4, 4, 4)), (1, (1, 2), 1), "three positive numbers"),
+    ],
+)
+def test_what_is_no_image_is_refused_with_what_came(data, spacing, message) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(InputError, match=message):
+        prepared_from_array(data, spacing, make_spec())
+
+
+def test_a_file_name_that_is_not_utf8_is_refused_before_itk_ends_the_process(tmp_path: Path) -> None:
+    from trtbuild.volume.image import ItkGeometry
+    from trtbuild.volume.io import simpleitk_io
+
+    file = tmp_path / "caf\udce9_0000.nii.gz"
+    file.touch()
+    with pytest.raises(InputError, match=r"not UTF-8(.|\n)*caf\\udce9_0000"):
+        simpleitk_io.read_image([file], ("T1",))
+    place = ItkGeometry(spacing=(1.0,) * 3, origin=(0.0,) * 3, direction=tuple(np.eye(3).ravel().tolist()))
+    with pytest.raises(OutputError, match=r"not UTF-8(.|\n)*caf\\udce9_0000"):
+        simpleitk_io.write_segmentation(np.zeros((2, 2, 2), np.uint8), place, file)
+    assert list(tmp_path.iterdir()) == [file]
+    assert file.stat().st_size == 0

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from trtbuild.errors import InputError, ModelError
@@ -21,7 +21,7 @@ from trtbuild.stitch import (
 from trtbuild.stitch.accumulate import add_window, divide_by_weights
 
 
-@given(patch=st.integers(1, 200), extra=st.integers(0, 900), step=st.sampled_from([0.25, 0.3, 0.5, 0.7, 0.8, 1.0]))
+@given(patch=st.integers(2, 200), extra=st.integers(0, 900), step=st.sampled_from([0.25, 0.3, 0.5, 0.7, 0.8, 1.0]))
 @settings(max_examples=500, deadline=None)
 def test_steps_are_nnunets(patch: int, extra: int, step: float) -> None:
     from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
@@ -35,6 +35,7 @@ def test_steps_are_nnunets(patch: int, extra: int, step: float) -> None:
 @given(patch=st.integers(1, 60), extra=st.integers(0, 200), step=st.floats(0.05, 1.0))
 @settings(max_examples=200, deadline=None)
 def test_windows_cover_the_axis_and_stay_inside(patch: int, extra: int, step: float) -> None:
+    assume(patch * step >= 0.5)
     starts = axis_steps(patch + extra, patch, step)
     covered = np.zeros(patch + extra, dtype=bool)
     for start in starts:
@@ -47,6 +48,16 @@ def test_windows_cover_the_axis_and_stay_inside(patch: int, extra: int, step: fl
 def test_a_step_size_out_of_range_is_refused(step: float) -> None:
     with pytest.raises(InputError, match="step size"):
         axis_steps(20, 10, step)
+
+
+@pytest.mark.parametrize(("patch", "step"), [(10, 0.049), (64, 1e-9), (1, 0.4)])
+def test_a_step_below_half_a_voxel_is_refused_with_the_smallest_that_works(patch: int, step: float) -> None:
+    with pytest.raises(InputError, match="below half a voxel") as caught:
+        axis_steps(patch + 5, patch, step)
+    assert caught.value.hint is not None
+    smallest = float(caught.value.hint.split()[-1])
+    assert set(axis_steps(patch + 5, patch, smallest)) == set(range(6))
+    assert axis_steps(patch, patch, step) == (0,)
 
 
 def test_an_axis_shorter_than_the_patch_is_refused() -> None:

@@ -31,7 +31,7 @@ def compile(  # the verb of the command line; the builtin is never wanted here
     model: str | PathLike[str],
     output: str | PathLike[str],
     *,
-    folds: Sequence[str | int] | None = None,
+    folds: Sequence[str | int] | str | int | None = None,
     report: Callable[[str], None] = lambda line: None,
     **options: Any,
 ) -> Bundle:
@@ -40,7 +40,7 @@ def compile(  # the verb of the command line; the builtin is never wanted here
     Args:
         model: `<Trainer>__<Plans>__<configuration>` as nnU-Net left it, or a bundle.
         output: the bundle to write, `NAME.trtb`.
-        folds: which folds; None means all numbered folds, as in nnU-Net.
+        folds: which folds (0, "all", [0, 1]); None means all numbered folds, as in nnU-Net.
         report: called with a line of text per step.
         **options: the other fields of `trtbuild.config.CompileConfig` (checkpoint, backends, precision, threads,
             tune, overwrite, trust_checkpoint, assume_plans_architecture). An unknown name is a TypeError.
@@ -51,15 +51,16 @@ def compile(  # the verb of the command line; the builtin is never wanted here
     from trtbuild.config import CompileConfig
     from trtbuild.steps.compile import compile_bundle
 
-    names = None if folds is None else tuple(str(fold) for fold in folds)
-    return compile_bundle(CompileConfig(model=Path(model), output=Path(output), folds=names, **options), report)
+    return compile_bundle(
+        CompileConfig(model=Path(model), output=Path(output), folds=_fold_names(folds), **options), report
+    )
 
 
 def open(  # as in gzip.open: trtbuild.open(bundle)
     bundle: str | PathLike[str],
     *,
     backend: str = "auto",
-    folds: Sequence[str | int] | None = None,
+    folds: Sequence[str | int] | str | int | None = None,
     threads: int | None = None,
 ) -> Predictor:
     """Opens a bundle for prediction; use it in a `with` block.
@@ -67,10 +68,16 @@ def open(  # as in gzip.open: trtbuild.open(bundle)
     Args:
         bundle: a folder that `compile` wrote.
         backend: "auto" takes the first engine of the bundle that opens here and says which; a name takes that or fails.
-        folds: which folds; None means all of the bundle.
+        folds: which folds (0, "all", [0, 1]); None means all of the bundle.
         threads: CPU threads; None means those of the engine's record.
     """
     from trtbuild.steps.predict import open_predictor
 
-    names = None if folds is None else tuple(str(fold) for fold in folds)
-    return open_predictor(Path(bundle), backend=backend, folds=names, threads=threads)
+    return open_predictor(Path(bundle), backend=backend, folds=_fold_names(folds), threads=threads)
+
+
+def _fold_names(folds: Sequence[str | int] | str | int | None) -> tuple[str, ...] | None:
+    """A single name or number means that fold; a text is not taken apart into letters."""
+    if folds is None:
+        return None
+    return (str(folds),) if isinstance(folds, (str, int)) else tuple(str(fold) for fold in folds)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +19,56 @@ import trtbuild
 from trtbuild import show
 from trtbuild.config import CompileConfig, PredictConfig
 from trtbuild.errors import InputError, SomeCasesFailed, TrtbuildError
-from trtbuild.options import FoldOption, WordCommand
+from trtbuild.options import FoldOption, InputsOption, WordCommand
 from trtbuild.spec import json_from_value
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-FOLDER = click.Path(path_type=Path)
+FOLDER = click.Path(path_type=Path, readable=False)  # what cannot be read is refused by who reads it
 INTERRUPTED = 130
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+class Interrupts:
+    """Remembers Ctrl-C. Python drops a KeyboardInterrupt that is raised inside a callback from C, as Numba's loader."""
+
+    seen = False
+
+    def note(self, signal_number: int, frame: object) -> None:
+        """The handler of SIGINT: remembers, then raises as Python's own does."""
+        self.seen = True
+        raise KeyboardInterrupt
+
+    def check(self) -> None:
+        """Raises KeyboardInterrupt if there was one, even if it was dropped."""
+        if self.seen:
+            raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def watched_interrupts() -> Iterator[Interrupts]:
+    """Remembers Ctrl-C while the block runs. Only in the main thread, and where Ctrl-C does what Python makes it do."""
+    interrupts = Interrupts()
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
+        yield interrupts
+        return
+    signal.signal(signal.SIGINT, interrupts.note)
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def interruptible(callback: Callable[..., Any] | None) -> Callable[..., Any]:
+    """A progress callback that first raises KeyboardInterrupt if Ctrl-C was pressed and lost."""
+    interrupts = click.get_current_context().ensure_object(Interrupts)
+
+    def call(*values: Any) -> Any:
+        interrupts.check()
+        return None if callback is None else callback(*values)
+
+    return call
 
 
 def command(name: str) -> Decorator:
@@ -109,7 +156,7 @@ def compile_command(as_json: bool, no_tune: bool, **options: Any) -> None:
     from trtbuild.steps.inspect import overview
 
     with show.steps(quiet=as_json) as report:
-        bundle = compile_bundle(CompileConfig(tune=not no_tune, **options), report)
+        bundle = compile_bundle(CompileConfig(tune=not no_tune, **options), interruptible(report))
     facts = overview(bundle)
     show.json_or(as_json, facts, lambda: show.bundle(facts))
 
@@ -126,7 +173,8 @@ def export_command(model: Path, output: Path, overwrite: bool, as_json: bool, **
     from trtbuild.steps.export import export_folder
 
     with show.steps(quiet=as_json) as report:
-        files = export_folder(SourceConfig(folder=model, **options), output, overwrite=overwrite, report=report)
+        config = SourceConfig(folder=model, **options)
+        files = export_folder(config, output, overwrite=overwrite, report=interruptible(report))
     facts = [{"fold": f.fold, "file": str(f.file), "max_error": f.max_error} for f in files]
     show.json_or(as_json, {"networks": facts}, lambda: show.exported(facts))
 
@@ -151,8 +199,7 @@ def clean_command(source: Path, output: Path, as_json: bool, **options: bool) ->
     from trtbuild.steps.export import clean_file
     from trtbuild.steps.inspect import clean_facts
 
-    result = clean_file(source, output, **options)
-    facts = clean_facts(source, result)
+    facts = clean_facts(clean_file(source, output, **options))
     show.json_or(as_json, facts, lambda: show.cleaned(facts))
 
 
@@ -161,10 +208,10 @@ def clean_command(source: Path, output: Path, as_json: bool, **options: bool) ->
 @click.option(
     "-i",
     "inputs",
+    cls=InputsOption,
     type=FOLDER,
-    multiple=True,
     required=True,
-    help="A folder with case_0000 files, image files, or case lists (.json, .txt). Repeatable.",
+    help="A folder with case_0000 files, image files, or case lists (.json, .txt): all words up to the next option.",
 )
 @click.option("-o", "output", type=FOLDER, required=True, help="Output folder; it is made if needed.")
 @click.option("-f", "folds", cls=FoldOption, metavar="FOLDS", help="Folds of the bundle to use. Default: all.")
@@ -204,7 +251,7 @@ def predict_command(as_json: bool, disable_tta: bool, previous_stage: Path | Non
         )
     config = PredictConfig(mirroring=not disable_tta, **options)
     with show.cases(quiet=as_json) as events:
-        summary = predict_cases(config, events)
+        summary = predict_cases(config, replace(events, progress=interruptible(events.progress)))
     facts = json_from_value(summary)
     show.json_or(as_json, facts, lambda: show.summary(facts))
     if summary.failed:
@@ -244,7 +291,9 @@ def doctor_command(as_json: bool) -> None:
 def run(arguments: list[str] | None = None) -> int:
     """Runs a command and returns its exit code; errors for the user are printed without a traceback."""
     try:
-        main.main(args=arguments, prog_name="trtbuild", standalone_mode=False)
+        with watched_interrupts() as interrupts:
+            main.main(args=arguments, prog_name="trtbuild", standalone_mode=False, obj=interrupts)
+            interrupts.check()
     except click.exceptions.Exit as exit_:
         return exit_.exit_code
     except click.ClickException as error:
@@ -253,10 +302,18 @@ def run(arguments: list[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted; finished outputs are kept.", err=True)
         return INTERRUPTED
+    except OSError as error:
+        where = "" if error.filename is None else f": {os.fsdecode(error.filename)}"
+        return reported(TrtbuildError(f"The system refused: {error.strerror or error}{where}"), arguments)
     except TrtbuildError as error:
-        if "--json" in (arguments if arguments is not None else sys.argv):
-            click.echo(json.dumps({"error": type(error).__name__, "message": str(error)}), err=True)
-        else:
-            click.echo(f"Error: {error}", err=True)
-        return error.exit_code
+        return reported(error, arguments)
     return 0
+
+
+def reported(error: TrtbuildError, arguments: list[str] | None) -> int:
+    """Prints the error as text, or as JSON where the command was asked for it; returns the exit code."""
+    if "--json" in (arguments if arguments is not None else sys.argv):
+        click.echo(json.dumps({"error": type(error).__name__, "message": str(error)}), err=True)
+    else:
+        click.echo(f"Error: {error}", err=True)
+    return error.exit_code

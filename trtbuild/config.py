@@ -4,16 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
-from trtbuild.errors import TrtbuildError
+from trtbuild.errors import ModelError, TrtbuildError
 
 CpuPrecision = Literal["fp32", "bf16"]
 
 
-def _check_threads(threads: int | None) -> None:
+def check_threads(threads: int | None) -> None:
+    """None (what the process may use) or a positive number, else TrtbuildError."""
     if threads is not None and threads < 1:
         raise TrtbuildError("The number of threads is out of range.", expected=">= 1", got=threads)
+
+
+def check_folds(folds: tuple[str, ...] | None) -> None:
+    """None (all folds) or distinct names, else ModelError: an average over a fold taken twice is no ensemble."""
+    if folds is not None and (not folds or len(set(folds)) != len(folds)):
+        raise ModelError(
+            "The list of folds is wrong.",
+            expected="distinct folds, at least one",
+            got=" ".join(folds) or "no fold",
+            hint="leave the folds out to use all of them",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +49,18 @@ class CompileConfig:
     assume_plans_architecture: bool = False
 
     def __post_init__(self) -> None:
-        _check_threads(self.threads)
-        if not self.backends or len(set(self.backends)) != len(self.backends):
-            raise TrtbuildError("The list of backends is wrong.", expected="distinct names", got=self.backends)
+        check_threads(self.threads)
+        check_folds(self.folds)
+        if isinstance(self.backends, str) or not self.backends or len(set(self.backends)) != len(self.backends):
+            raise TrtbuildError(
+                "The list of backends is wrong.",
+                expected='a tuple of distinct names, such as ("openvino",)',
+                got=repr(self.backends),
+            )
+        if self.precision not in get_args(CpuPrecision):
+            raise TrtbuildError(
+                "There is no such precision.", expected=" or ".join(get_args(CpuPrecision)), got=self.precision
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +83,8 @@ class PredictConfig:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        _check_threads(self.threads)
+        check_threads(self.threads)
+        check_folds(self.folds)
         if not 0 < self.step_size <= 1:
             raise TrtbuildError("The step size is out of range.", expected="0 < step size <= 1", got=self.step_size)
         if not self.inputs:

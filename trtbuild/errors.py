@@ -54,7 +54,11 @@ class MissingExtra(TrtbuildError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{package} is needed to {purpose}.", hint=f"pip install 'trtbuild[{extra}]'")
-        self.package, self.extra = package, extra
+        self.package, self.extra, self.purpose = package, extra, purpose
+
+    def __reduce__(self) -> tuple[type[MissingExtra], tuple[str, str, str]]:
+        """Pickling and copying call the class with `args`, which hold the finished message; these are its own."""
+        return type(self), (self.package, self.extra, self.purpose)
 
 
 class ModelError(TrtbuildError):
@@ -146,6 +150,6 @@ class SomeCasesFailed(TrtbuildError):
 
 
 class Cancelled(TrtbuildError):
-    """The caller's progress callback returned False."""
+    """The caller's progress callback asked to stop."""
 
     exit_code: ClassVar[int] = 130

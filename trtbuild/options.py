@@ -1,7 +1,7 @@
 """nnU-Net's one-dash option words on top of click.
 
 click reads `-chkk x` as `-c hkk` and `-f 0 1` as one fold and a stray argument, silently. `WordCommand` refuses every
-one-dash word that was not declared, with "did you mean", and lets `-f` take all the fold words that follow it.
+one-dash word that was not declared, with "did you mean", and lets `-f` and `-i` take all their words that follow.
 """
 
 from __future__ import annotations
@@ -14,33 +14,48 @@ import click
 
 FOLD_WORD = re.compile(r"^(\d+(,\d+)*,?|all)$")
 DASH_WORD = re.compile(r"^-[A-Za-z]")
+OPTION_WORD = re.compile(r"^-.")
+
+
+def _no_argument(ctx: click.Context, name: str) -> click.BadOptionUsage:
+    return click.BadOptionUsage(name, f"Option {name!r} requires an argument.", ctx=ctx)
 
 
 class WordCommand(click.Command):
-    """A click command whose options may be words with one dash (`-step_size 0.5`, `-f 0 1 2`)."""
+    """A click command whose options may be words with one dash (`-step_size 0.5`, `-f 0 1 2`, `-i=FOLDER`)."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, self._expanded(ctx, list(args)))
 
     def _expanded(self, ctx: click.Context, args: list[str]) -> list[str]:
-        declared = [name for param in self.get_params(ctx) for name in (*param.opts, *param.secondary_opts)]
-        greedy = {name for param in self.get_params(ctx) if isinstance(param, FoldOption) for name in param.opts}
+        options = {name: param for param in self.get_params(ctx) for name in (*param.opts, *param.secondary_opts)}
         result: list[str] = []
         while args:
             word = args.pop(0)
             if word == "--":
                 return [*result, word, *args]
-            if DASH_WORD.match(word) and word.split("=")[0] not in declared:
-                self._refuse(ctx, word.split("=")[0], declared)
-            if word not in greedy:
+            name, equals, value = word.partition("=")
+            option = options.get(name)
+            if DASH_WORD.match(word) and option is None:
+                self._refuse(ctx, name, list(options))
+            if equals and len(name) == 2 and isinstance(option, click.Option) and not option.is_flag:
+                if not value:
+                    raise _no_argument(ctx, name)
+                result += [name, value]  # click would take "=value" as the value of a one-letter option
+            elif isinstance(option, GreedyOption) and not equals:
+                result += self._greedy(ctx, name, option, args)
+            else:
                 result.append(word)
-                continue
-            folds = []
-            while args and FOLD_WORD.match(args[0]):
-                folds.append(args.pop(0))
-            # without a fold word after it, click reports the missing value itself
-            result += [part for fold in folds for part in (word, fold)] if folds else [word]
         return result
+
+    def _greedy(self, ctx: click.Context, name: str, option: GreedyOption, args: list[str]) -> list[str]:
+        """The option once before each of the words that it takes from `args`."""
+        result: list[str] = []
+        while args and option.takes(args[0]):
+            result += [name, args.pop(0)]
+        if not result and (not args or OPTION_WORD.match(args[0])):
+            raise _no_argument(ctx, name)
+        return result or [name]
 
     def _refuse(self, ctx: click.Context, word: str, declared: list[str]) -> None:
         near = [name for name in declared if name.lstrip("-").startswith(word.lstrip("-"))]
@@ -48,16 +63,41 @@ class WordCommand(click.Command):
         raise click.NoSuchOption(word, possibilities=near or None, ctx=ctx)
 
 
-class FoldOption(click.Option):
+class GreedyOption(click.Option):
+    """An option that takes all the words that follow it and fit, as a tuple."""
+
+    def takes(self, word: str) -> bool:
+        """Whether the next word belongs to this option."""
+        raise NotImplementedError
+
+
+class InputsOption(GreedyOption):
+    """`-i a.nii.gz b.nii.gz`, as a shell writes `-i *.nii.gz`: every word up to the next option or bundle."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **(kwargs | {"multiple": True}))
+
+    def takes(self, word: str) -> bool:
+        """Bundles end in .trtb, so `-i IMAGES brain.trtb` is clear too."""
+        return not OPTION_WORD.match(word) and not word.rstrip("/\\").endswith(".trtb")
+
+
+class FoldOption(GreedyOption):
     """`-f 0 1 2`, `-f 0,1,2`, `-f all`, `-f 0 -f 1`: a tuple of fold names, None where not given."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs |= {"multiple": True, "callback": self._folds}
         super().__init__(*args, **kwargs)
 
+    def takes(self, word: str) -> bool:
+        """Numbers, lists of numbers with commas, and "all"."""
+        return FOLD_WORD.match(word) is not None
+
     @staticmethod
     def _folds(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...] | None:
         folds = [fold for word in value for fold in word.split(",") if fold]
+        if value and not folds:
+            raise click.BadParameter("no fold is named.", ctx=ctx, param=param)
         for fold in folds:
             if not FOLD_WORD.match(fold):
                 raise click.BadParameter(f"{fold!r} is no fold: expected numbers or all.", ctx=ctx, param=param)

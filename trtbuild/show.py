@@ -25,10 +25,10 @@ STAGES = {
 
 
 def console(*, to_error: bool = False) -> Console:
-    """A console on stdout, or on stderr for progress; without colours where it is no terminal."""
+    """A console on stdout, or on stderr for progress; it prints text as it is, brackets and colons included."""
     from rich.console import Console
 
-    return Console(stderr=to_error, highlight=False, soft_wrap=True)
+    return Console(stderr=to_error, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def json_or(as_json: bool, facts: Any, otherwise: Callable[[], None]) -> None:
@@ -49,11 +49,13 @@ def steps(*, quiet: bool) -> Iterator[Callable[[str], None]]:
     if not screen.is_terminal:
         yield lambda line: screen.print(line)
         return
+    from rich.text import Text
+
     with screen.status("starting") as status:
 
         def report(line: str) -> None:
-            screen.print(f"[dim]•[/dim] {line}")
-            status.update(line)
+            screen.print(Text.assemble(("•", "dim"), " ", line))
+            status.update(Text(line))  # a plain string would be read as markup
 
         yield report
 
@@ -103,7 +105,7 @@ def _bars(screen: Console) -> Iterator[Events]:
 
     from trtbuild.steps.cases import Events
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=screen, transient=True) as bars:
         overall = bars.add_task("cases", total=None)
         windows = bars.add_task("", total=None)
@@ -164,19 +166,24 @@ def exported(files: Sequence[Mapping[str, Any]]) -> None:
 
 
 def cleaned(facts: Mapping[str, Any]) -> None:
-    """Counts before and after cleaning, and the passes that changed something."""
+    """Counts before and after cleaning, the passes that changed something, and what they left alone."""
     table = _table("", "before", "after")
     for row in facts["rows"]:
         table.add_row(row["what"], str(row["before"]), str(row["after"]))
     console().print(table)
     changed = [p["name"] for p in facts["passes"] if p["modified"]]
     console().print(f"changed by: {', '.join(changed) or 'no pass, the graph was clean'}")
+    for line in (f"{p['name']} left {left}" for p in facts["passes"] for left in p["left"]):
+        console().print(line)
 
 
 def bundle(facts: Mapping[str, Any]) -> None:
     """A bundle at a glance."""
+    from rich.text import Text
+
     out = console()
-    out.print(f"[bold]{facts['path']}[/bold]  {facts['bytes'] / 1e6:.1f} MB  {facts['identity'][:16]}")
+    size = f"  {facts['bytes'] / 1e6:.1f} MB  {facts['identity'][:16]}"
+    out.print(Text.assemble((facts["path"], "bold"), size))
     for stage in facts["stages"]:
         spec = stage["spec"]
         rows = {
@@ -205,8 +212,6 @@ def bundle(facts: Mapping[str, Any]) -> None:
 
 def health(facts: Mapping[str, Any]) -> None:
     """What is installed, what is not, and how to get it."""
-    from rich.markup import escape
-
     out = console()
     out.print(
         f"trtbuild {facts['trtbuild']}, Python {facts['python']}, {facts['system']}, {facts['processors']} processors"
@@ -216,7 +221,7 @@ def health(facts: Mapping[str, Any]) -> None:
         there = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
         missing = [name for name, version in packages.items() if not version]
         command = "pip install trtbuild" if extra == "base" else f"pip install 'trtbuild[{extra}]'"
-        advice = escape(f"{', '.join(missing)}\n{command}") if missing else ""
+        advice = f"{', '.join(missing)}\n{command}" if missing else ""
         table.add_row(extra, there, advice)
     out.print(table)
     table = _table("backend", "state", "why")

@@ -38,8 +38,13 @@ def check_manifest(manifest: Manifest) -> None:
     _check_files(manifest.files)
     _check_stages(manifest)
     networks = _check_networks(manifest)
+    built: set[tuple[str, str, str | None]] = set()
     for n, engine in enumerate(manifest.engines):
         _check_engine(engine, networks, manifest.files, f"engines[{n}]")
+        key = (engine.network, engine.backend, engine.file)  # builds for several devices are several files
+        _require(key not in built, "A network has two engines for one backend.", expected="one, so that it is clear "
+                 "which one runs", got=key, where=f"engines[{n}].backend")  # fmt: skip
+        built.add(key)
     _check_goldens(manifest, networks)
     _check_provenance(manifest.provenance)
 

@@ -16,7 +16,7 @@ from trtbuild.bundle.decode import text_from_manifest
 from trtbuild.bundle.files import MANIFEST_NAME, check_name
 from trtbuild.bundle.manifest import Contents, FileEntry, Manifest
 from trtbuild.bundle.reader import Bundle, open_bundle
-from trtbuild.bundle.swap import clear_leftovers, fsync_folder, publish, staging, writing_lock
+from trtbuild.bundle.swap import clear_leftovers, fsync_folder, interrupted_swap, publish, staging, writing_lock
 from trtbuild.errors import BundleFileMissing, BundleMissing, BundleSize, OutputError
 
 ENDING = ".trtb"
@@ -41,10 +41,7 @@ def write_bundle(path: Path, contents: Contents, files: Mapping[str, Path | byte
     Raises: OutputError (name, existing output, unwritable folder, full disk, another writer), and BundleKey,
         BundlePath or BundleTooLarge if the contents do not fit together.
     """
-    path = Path(os.path.abspath(path))
-    if path.suffix != ENDING:
-        raise OutputError("The name of a bundle ends in .trtb.", expected=f"{path.stem}{ENDING}", got=path.name,
-                          hint=f"use {path.with_name(path.name + ENDING) if path.name else 'NAME.trtb'}")  # fmt: skip
+    path = _named(path)
     for name in files:
         check_name(name, "files")
     with _output_errors(path), writing_lock(path) as alone:
@@ -56,6 +53,30 @@ def write_bundle(path: Path, contents: Contents, files: Mapping[str, Path | byte
             _check_free(path, overwrite)
             publish(folder, path)
     return replace(bundle, path=path)
+
+
+def check_target(path: Path, *, overwrite: bool) -> None:
+    """Whether `write_bundle` could write `path` as things are now, so that nobody works for a result without a place.
+
+    Raises: OutputError (name, existing output, missing or unwritable folder).
+    """
+    path = _named(path)
+    with _output_errors(path):
+        if interrupted_swap(path) is None:  # else the writer puts a bundle back, and judges that
+            _check_free(path, overwrite)
+        if not os.path.isdir(path.parent):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent))
+
+
+def _named(path: Path) -> Path:
+    """The absolute path, if it has a bundle's name."""
+    path = Path(os.path.abspath(path))
+    if path.suffix != ENDING:
+        raise OutputError("The name of a bundle ends in .trtb.", expected=f"{path.stem}{ENDING}", got=path.name,
+                          hint=f"use {path.with_name(path.name + ENDING) if path.name else 'NAME.trtb'}")  # fmt: skip
+    return path
 
 
 def _fill(folder: Path, contents: Contents, files: Mapping[str, Path | bytes]) -> Bundle:

@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 # the role of a node, its operator, and which input of which node before in this list it makes
 SKELETON = (
     ("scaled", "Mul", "last", 0),
-    ("deviation", "Sub", "scaled", 0),
+    ("shift", "Sub", "last", 1),
     ("gain", "Div", "scaled", 1),
+    ("centred", "Mul", "shift", 1),
+    ("mean", "GlobalAveragePool", "centred", 0),
     ("std", "Sqrt", "gain", 1),
     ("shifted", "Add", "std", 0),
     ("variance", "GlobalAveragePool", "shifted", 0),
-    ("mean", "GlobalAveragePool", "deviation", 1),
 )
+INNER_READS = {"gain": 2, "mean": 2}  # all other tensors between are read once
 
 
 def join_instance_norm(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
@@ -125,15 +127,20 @@ def _roles(graph: _Graph, last: onnx.NodeProto) -> dict[str, onnx.NodeProto]:
 
 def _match(graph: _Graph, roles: Mapping[str, onnx.NodeProto]) -> _Match | str:
     """The norm, or what differs."""
-    source, deviation = roles["deviation"].input[0], roles["deviation"].output[0]
-    scale, bias, epsilon = roles["gain"].input[0], roles["last"].input[1], roles["shifted"].input[1]
+    source = roles["scaled"].input[0]
+    scale, bias, epsilon = roles["gain"].input[0], roles["shift"].input[0], roles["shifted"].input[1]
     averaged, below = _pools(graph, roles["mean"].input[0], source)
-    squared, above = _pools(graph, roles["variance"].input[0], deviation)
+    squared, above = _pools(graph, roles["variance"].input[0], source)
     square = graph.makers.get(squared)
+    deviation = graph.makers.get(square.input[0]) if square is not None and _is(square, "Pow") else None
     if averaged != source:
         return "its mean is that of another tensor"
-    if square is None or not _is(square, "Mul") or list(square.input) != [deviation, deviation]:
-        return "its variance is not the mean of the squares of what it scales"
+    if roles["centred"].input[1] != roles["gain"].output[0]:
+        return "its shift is not that of what it scales by"
+    if square is None or deviation is None or not _is_two(graph, square.input[1]) or not _is(deviation, "Sub"):
+        return "its variance is not the mean of squares"
+    if list(deviation.input) != [source, roles["mean"].output[0]]:
+        return "its variance is not that of what it scales"
     kernels, others = ([_kernel(pool) for pool in pools] for pools in (below, above))
     if kernels != others:
         return "its mean and variance are pooled differently"
@@ -145,8 +152,8 @@ def _match(graph: _Graph, roles: Mapping[str, onnx.NodeProto]) -> _Match | str:
     dims = (1, shape[1], *[1] * (len(shape) - 2))
     if not all(name in graph.stored and _is_float(graph.stored[name], dims) for name in (scale, bias)):
         return f"its scale or bias is no stored float32 tensor of shape {dims}"
-    nodes = (*(node for role, node in roles.items() if role != "last"), *below, *above, square)
-    reads = {node.output[0]: 3 if node is roles["deviation"] else 1 for node in nodes}
+    reads = {node.output[0]: INNER_READS.get(role, 1) for role, node in roles.items() if role != "last"}
+    reads |= {node.output[0]: 1 for node in (*below, *above, square, deviation)}
     if any(graph.reads.get(name, 0) != count for name, count in reads.items()):
         return "others read what is inside of it"
     value = _scalar(graph.stored[epsilon])
@@ -180,6 +187,10 @@ def _tiles(spatial: Sequence[int | None], kernels: Sequence[Sequence[int]]) -> b
 
 def _is_float(tensor: onnx.TensorProto, dims: tuple[int | None, ...]) -> bool:
     return bool(tensor.data_type == FLOAT and tuple(tensor.dims) == dims)
+
+
+def _is_two(graph: _Graph, name: str) -> bool:
+    return name in graph.stored and _is_float(graph.stored[name], ()) and _scalar(graph.stored[name]) == 2
 
 
 def _scalar(tensor: onnx.TensorProto) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from trtbuild.errors import Cancelled
 from trtbuild.runtime.tiles import logits_from_image
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from trtbuild.volume.image import Image
 
 Progress = Callable[[str, int, int], bool | None]
-"""Called with (stage, done, total); stages are "read", "prepare", "network", "back", "write". False stops the case."""
+"""Called with (stage, done, total); stages are "read", "prepare", "network", "back", "write". False stops the
+case, as does any false value but None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +54,14 @@ class Prediction:
 
 def tell(progress: Progress | None, stage: str, done: int, total: int) -> None:
     """Reports to the caller and stops the case if it says so."""
-    if progress is not None and progress(stage, done, total) is False:
+    wish = None if progress is None else progress(stage, done, total)
+    if wish is not None and not wish:
         raise Cancelled(f"Stopped by the caller during {stage} ({done} of {total}).")
 
 
 def prediction_from_array(
-    data: NDArray[np.float32],
-    spacing: tuple[float, ...],
+    data: ArrayLike,
+    spacing: Sequence[float],
     spec: ModelSpec,
     runners: Sequence[Runner],
     mirror_axes: tuple[int, ...],
@@ -69,7 +71,7 @@ def prediction_from_array(
     """Segments one image.
 
     Args:
-        data: (C, Z, Y, X) intensities as nnU-Net's reader returns them; left unchanged.
+        data: (C, Z, Y, X) real numbers as nnU-Net's reader returns them; left unchanged.
         spacing: mm in array axis order (z, y, x).
         spec: the model.
         runners: one per fold.
@@ -103,7 +105,7 @@ def prediction_from_array(
     )
     tell(progress, "back", 1, 1)
     clock.append(time.perf_counter())
-    empty = not data.any()
+    empty = not np.any(data)
     return Prediction(
         segmentation=segmentation,
         probabilities=probabilities,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ def find_model(folder: Path, folds: tuple[str, ...] | None, checkpoint: str) -> 
     Raises:
         ModelError: this is no model folder, or a fold or checkpoint is not there; the message lists what is.
     """
-    missing = [name for name in ("plans.json", "dataset.json") if not (folder / name).is_file()]
+    missing = [name for name in ("plans.json", "dataset.json") if not os.path.isfile(folder / name)]
     if missing:
         raise ModelError(f"This is no trained nnU-Net v2 model folder: {missing[0]} is missing.", expected=LOOKS_LIKE,
                          got=_listing(folder), where=folder, hint=_other_folder(folder))  # fmt: skip
@@ -50,12 +51,12 @@ def find_model(folder: Path, folds: tuple[str, ...] | None, checkpoint: str) -> 
 def _available(folder: Path, checkpoint: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """nnU-Net's choice (`auto_detect_available_folds`), and what there is to say about it."""
     numbered = sorted((fold for fold in _folds(folder) if fold != "all"), key=int)
-    complete = tuple(fold for fold in numbered if (folder / f"fold_{fold}" / checkpoint).is_file())
+    complete = tuple(fold for fold in numbered if os.path.isfile(folder / f"fold_{fold}" / checkpoint))
     if complete:
         left_out = [fold for fold in numbered if fold not in complete]
         note = f"left out, because {checkpoint} is missing: fold_{', fold_'.join(left_out)}"
         return complete, (note,) if left_out else ()
-    if (folder / "fold_all" / checkpoint).is_file():
+    if os.path.isfile(folder / "fold_all" / checkpoint):
         return ("all",), (f"there is no numbered fold with {checkpoint}: fold_all is used",)
     raise ModelError(f"No fold has a {checkpoint}.", expected=f"fold_0/{checkpoint}", got=_checkpoints(folder),
                      where=folder, hint="name another checkpoint with -chk, or finish the training")  # fmt: skip
@@ -66,14 +67,14 @@ def _checkpoint(folder: Path, fold: str, checkpoint: str) -> Path:
     if fold not in _folds(folder):
         raise ModelError(f"There is no fold {fold}.", expected=f"fold_{fold}", got=_checkpoints(folder), where=folder,
                          hint="choose folds that are there with -f")  # fmt: skip
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ModelError(f"Fold {fold} has no {checkpoint}.", expected=checkpoint, got=_checkpoints(folder), where=path,
                          hint="name another checkpoint with -chk, or other folds with -f")  # fmt: skip
     return path
 
 
 def _folds(folder: Path) -> list[str]:
-    names = (re.fullmatch(r"fold_(0|[1-9][0-9]*|all)", path.name) for path in folder.iterdir() if path.is_dir())
+    names = (re.fullmatch(r"fold_(0|[1-9][0-9]*|all)", path.name) for path in _entries(folder) if os.path.isdir(path))
     return [name.group(1) for name in names if name]
 
 
@@ -82,15 +83,23 @@ def _checkpoints(folder: Path) -> str:
 
 
 def _listing(folder: Path) -> str:
-    if not folder.is_dir():
-        return "a file" if folder.exists() else "no such folder"
-    return listed(sorted(path.name for path in folder.iterdir()))
+    if not os.path.isdir(folder):
+        return "a file" if os.path.exists(folder) else "no such folder"
+    return listed([path.name for path in _entries(folder)])
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise ModelError("The model folder cannot be read.", got=error.strerror, where=folder,
+                         hint="choose a folder that you may read") from error  # fmt: skip
 
 
 def _other_folder(folder: Path) -> str:
     """Names the model folder where the user is one level off."""
-    near: Iterable[Path] = [folder.parent, *(sorted(folder.iterdir()) if folder.is_dir() else ())]
-    models = [path for path in near if (path / "plans.json").is_file() and (path / "dataset.json").is_file()]
+    near: Iterable[Path] = [folder.parent, *(_entries(folder) if os.path.isdir(folder) else ())]
+    models = [path for path in near if all(os.path.isfile(path / name) for name in ("plans.json", "dataset.json"))]
     return f"did you mean {models[0]}?" if models else "give the folder that nnUNetv2_train wrote"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import pickle
 import time
 from collections.abc import Callable, Mapping
@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import trtbuild
-from trtbuild.atomic import output_error, whole_file, write_whole
+from trtbuild.atomic import whole_file, write_whole
 from trtbuild.config import PredictConfig
-from trtbuild.errors import InputError, NonFinite, OutOfMemory, OutputError
+from trtbuild.errors import InputError, NonFinite, OutOfMemory
 from trtbuild.runtime import Prediction
 from trtbuild.runtime.predictor import Progress
+from trtbuild.steps.outputs import COPIES, case_targets, check_folder, check_inputs, prepare_folder, remove_files
 from trtbuild.steps.predict import Predictor, open_predictor
-
-ARGUMENTS = "predict_from_raw_data_args.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,22 +57,35 @@ class Events:
 
 
 def predict_cases(config: PredictConfig, events: Events | None = None) -> Summary:
-    """Predicts every case. A bad image fails its own case only; a full disk or a broken engine ends the run.
+    """Predicts every case. A bad image, or one that memory cannot hold, fails its own case only.
+
+    A full disk or a broken engine ends the run. Outputs that an earlier run left for these cases are removed before
+    the first case starts, unless `config.continue_prediction` keeps them.
 
     Args:
         config: bundle, inputs, output folder, settings.
         events: callbacks for progress.
 
     Raises:
+        InputError: there is nothing to predict, or an output would overwrite an input.
         BundleError, EngineError, OutputError: nothing can be done at all; an output that exists by then is whole.
     """
     from trtbuild.volume.cases import cases_from_input
 
     events = events or Events()
+    check_folder(config.output)
     with open_predictor(config.bundle, backend=config.backend, folds=config.folds, threads=config.threads) as predictor:
         spec = predictor.stage.spec
         cases = tuple(cases_from_input(config.inputs, spec.file_ending))
-        _prepare_output(config, predictor)
+        check_inputs(config.output, cases, config.inputs, spec.file_ending)
+        prepare_folder(
+            config.output,
+            [case.id for case in cases],
+            spec.file_ending,
+            copies={name: predictor.bundle.file(name).read_bytes() for name in COPIES},
+            arguments=_arguments(config, predictor),
+            continuing=config.continue_prediction,
+        )
         events.started(len(cases), predictor)
         outcomes = []
         for case in cases:
@@ -96,8 +108,8 @@ def predict_cases(config: PredictConfig, events: Events | None = None) -> Summar
 def _one_case(
     case: str, files: tuple[Path, ...], config: PredictConfig, predictor: Predictor, progress: Progress | None
 ) -> Outcome:
-    target = config.output / (case + predictor.stage.spec.file_ending)
-    if config.continue_prediction and target.is_file():
+    targets = case_targets(config.output, case, predictor.stage.spec.file_ending)
+    if config.continue_prediction and os.path.isfile(targets[0]):
         return Outcome(case=case, output=None, error=None, seconds={}, warnings=())
     try:
         prediction = predictor.predict(
@@ -107,22 +119,29 @@ def _one_case(
             probabilities=config.save_probabilities,
             progress=progress,
         )
-    except (InputError, NonFinite) as error:
-        return Outcome(case=case, output=None, error=str(error), seconds={}, warnings=())
+        started = time.perf_counter()
+        _write(prediction, case, targets, predictor)
+    except (InputError, NonFinite, OutOfMemory) as error:
+        message = str(error)
     except MemoryError as error:
-        raise OutOfMemory(
-            "There is not enough memory for a case.",
-            where=case,
-            got=str(error) or "MemoryError",
-            hint="close other programs, or predict on a machine with more memory",
-        ) from error
-    started = time.perf_counter()
-    _write(prediction, case, target, config, predictor)
-    seconds = {**prediction.seconds, "write": time.perf_counter() - started}
-    return Outcome(case=case, output=str(target), error=None, seconds=seconds, warnings=prediction.warnings)
+        message = str(_out_of_memory(case, error))
+    else:
+        seconds = {**prediction.seconds, "write": time.perf_counter() - started}
+        return Outcome(case=case, output=str(targets[0]), error=None, seconds=seconds, warnings=prediction.warnings)
+    remove_files(targets)  # probabilities may be there already
+    return Outcome(case=case, output=None, error=message, seconds={}, warnings=())
 
 
-def _write(prediction: Prediction, case: str, target: Path, config: PredictConfig, predictor: Predictor) -> None:
+def _out_of_memory(case: str, error: MemoryError) -> OutOfMemory:
+    return OutOfMemory(
+        "There is not enough memory for a case.",
+        where=case,
+        got=str(error) or "MemoryError",
+        hint="check the spacing in the file's header, or predict on a machine with more memory",
+    )
+
+
+def _write(prediction: Prediction, case: str, targets: tuple[Path, Path, Path], predictor: Predictor) -> None:
     """Probabilities first, the segmentation last: where it exists, the case is complete."""
     import numpy as np
 
@@ -131,9 +150,10 @@ def _write(prediction: Prediction, case: str, target: Path, config: PredictConfi
     spec, image = predictor.stage.spec, prediction.image
     if image is None:
         raise InputError("A case that was not read from files cannot be written.", where=case)
+    segmentation, probabilities, beside = targets
     reader = reader_named(spec.reader)
     if prediction.probabilities is not None:
-        with whole_file(config.output / f"{case}.npz") as partial:
+        with whole_file(probabilities) as partial:
             np.savez_compressed(partial, probabilities=prediction.probabilities)
         grid = prediction.grid
         properties = {
@@ -142,21 +162,8 @@ def _write(prediction: Prediction, case: str, target: Path, config: PredictConfi
             "bbox_used_for_cropping": [[s.start, s.stop] for s in grid.box],
             "shape_after_cropping_and_before_resampling": grid.cropped,
         }
-        write_whole(config.output / f"{case}.pkl", pickle.dumps(properties))
-    reader.write_segmentation(prediction.segmentation, image.geometry, target)
-
-
-def _prepare_output(config: PredictConfig, predictor: Predictor) -> None:
-    """Makes the folder and the three files that nnU-Net puts beside its predictions."""
-    try:
-        config.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise output_error(error, config.output) from error
-    arguments = _arguments(config, predictor)
-    _check_continued(config, arguments)
-    for name in ("dataset.json", "plans.json"):
-        write_whole(config.output / name, predictor.bundle.file(name).read_bytes())
-    write_whole(config.output / ARGUMENTS, json.dumps(arguments, indent=4).encode())
+        write_whole(beside, pickle.dumps(properties))
+    reader.write_segmentation(prediction.segmentation, image.geometry, segmentation)
 
 
 def _arguments(config: PredictConfig, predictor: Predictor) -> dict[str, Any]:
@@ -181,26 +188,3 @@ def _arguments(config: PredictConfig, predictor: Predictor) -> dict[str, Any]:
             "save_probabilities": config.save_probabilities,
         },
     }
-
-
-def _check_continued(config: PredictConfig, arguments: Mapping[str, Any]) -> None:
-    """Outputs of another bundle or of other settings must not be mixed with this run's."""
-    path = config.output / ARGUMENTS
-    if not config.continue_prediction or not path.exists():
-        return
-    try:
-        before = json.loads(path.read_bytes()).get("trtbuild")
-    except (OSError, ValueError, AttributeError) as error:
-        raise OutputError(
-            "The record of the run to continue cannot be read.", where=path, got=error, hint="predict into a new folder"
-        ) from error
-    if before != arguments["trtbuild"]:
-        now = arguments["trtbuild"]
-        keys = [key for key in now if not isinstance(before, dict) or before.get(key) != now[key]]
-        raise OutputError(
-            "The outputs in this folder were made in another way.",
-            where=path,
-            expected={k: now[k] for k in keys},
-            got={k: before.get(k) for k in keys} if isinstance(before, dict) else before,
-            hint="predict into a new folder, or without --continue_prediction",
-        )

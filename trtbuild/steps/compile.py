@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import io
-import math
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +18,7 @@ import trtbuild
 from trtbuild.accuracy import LOGIT_TOLERANCE, logit_error
 from trtbuild.atomic import write_whole
 from trtbuild.bundle import Bundle, Contents, Golden, Provenance, Stage, open_bundle, write_bundle
+from trtbuild.bundle.writer import check_target
 from trtbuild.config import CompileConfig
 from trtbuild.errors import EngineError, ModelError
 from trtbuild.spec import BuildRecord, ModelSpec, NetworkRecord
@@ -25,13 +26,6 @@ from trtbuild.steps.golden import GoldenCase, golden_case
 
 Report = Callable[[str], None]
 INFERENCE_PRECISION = {"fp32": "f32", "bf16": "bf16"}
-PLAIN_NORM_VOXELS = 64**3
-"""Patches of up to so many voxels keep the backend's own instance normalisation, which sums a channel in one go.
-
-Measured with a trained network (PlainConvUNet, 16 to 128 features): OpenVINO's logits are off by at most 6e-4 of the
-largest at 64³, where 4e-6 of the labels change, and by 6e-3 at 128³ with an empty background, where 1.4e-3 of them do;
-as sums of sums it is 7e-7 and none. That costs 28 % of the network's time at 64³ and 18 % at 128³.
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +42,8 @@ class Networks:
 def compile_bundle(config: CompileConfig, report: Report = lambda line: None) -> Bundle:
     """Runs every step from the model to the bundle; the bundle appears under its name only when it is whole.
 
+    What is cheap to find out (a place for the bundle, usable backends) is found out before the work starts.
+
     Args:
         config: what to compile, for which backends, where to.
         report: called with one line per step.
@@ -55,12 +51,14 @@ def compile_bundle(config: CompileConfig, report: Report = lambda line: None) ->
     Raises:
         ModelError, GraphError, EngineError, OutputError: with what was expected, what came, where, and what to do.
     """
+    check_target(config.output, overwrite=config.overwrite)
+    backends = _chosen_backends(config, report)
     networks = (
         _networks_from_bundle(config, report) if _is_bundle(config.model) else _networks_from_folder(config, report)
     )
     with tempfile.TemporaryDirectory(prefix="trtbuild-") as scratch:
         models = _materialise(networks, Path(scratch))
-        engines = tuple(_build_engines(config, networks, models, report))
+        engines = tuple(_build_engines(config, backends, networks, models, report))
         if networks.case is None:
             report("making the golden case")
         case = networks.case or golden_case(networks.stage, models, Path(scratch))
@@ -103,18 +101,19 @@ def _goldens(networks: Networks, case: GoldenCase) -> tuple[tuple[Golden, ...], 
     return tuple(goldens), files
 
 
-def _form(inference_precision: str, patch: tuple[int, ...]) -> dict[str, bool]:
-    """How a network is written for a CPU engine: with sums of sums in f32, where the patch is large.
+def _form(inference_precision: str) -> dict[str, bool]:
+    """How a network is written for a CPU engine: in f32 with instance normalisation as sums of sums.
 
-    In bf16 the backend keeps the sums of its own instance normalisation in float32, while those of plain operators
-    would be rounded to bf16.
+    The backends sum a whole channel in one float32 accumulator. Measured with a trained network: OpenVINO's logits are
+    off by up to 6e-4 of the largest at 64³ and 6e-3 at 128³ (empty background, 0.14 % of the labels change), and by
+    4e-7 with sums of sums. In bf16 the backend keeps the sums of its own operator in float32, while those of plain
+    operators would be rounded to bf16.
     """
-    large = math.prod(patch) > PLAIN_NORM_VOXELS
-    return {"rewrite_conv_transpose": False, "split_instance_norm": inference_precision == "f32" and large}
+    return {"rewrite_conv_transpose": False, "split_instance_norm": inference_precision == "f32"}
 
 
 def _is_bundle(path: Path) -> bool:
-    return (path / "bundle.json").is_file()
+    return os.path.isfile(path / "bundle.json")
 
 
 def _npy(array: NDArray[Any]) -> bytes:
@@ -149,9 +148,7 @@ def _networks_from_folder(config: CompileConfig, report: Report) -> Networks:
     records, goldens = [], {}
     for network in exported.networks:
         report(f"cleaning fold {network.fold}")
-        result = clean(
-            model_from_bytes(network.model), **_form(INFERENCE_PRECISION[config.precision], exported.spec.patch)
-        )
+        result = clean(model_from_bytes(network.model), **_form(INFERENCE_PRECISION[config.precision]))
         record = _network_record(network.fold, exported.spec, result.model)
         files[record.file] = result.model.SerializeToString()
         goldens[record.id] = (network.golden_input, network.golden_logits)
@@ -221,14 +218,12 @@ def _networks_from_bundle(config: CompileConfig, report: Report) -> Networks:
             goldens[golden.network] = pair
         elif golden.spacing is not None and config.folds is None:
             case = GoldenCase(image=pair[0], spacing=golden.spacing, labels=pair[1])
-    files: dict[str, bytes | Path] = {n.file: _reformed(bundle, stage.spec, n, config, report) for n in stage.networks}
+    files: dict[str, bytes | Path] = {n.file: _reformed(bundle, n, config, report) for n in stage.networks}
     files |= {name: bundle.file(name) for name in ("plans.json", "dataset.json")}
     return Networks(stage=stage, files=files, goldens=goldens, case=case, provenance=bundle.manifest.provenance)
 
 
-def _reformed(
-    bundle: Bundle, spec: ModelSpec, network: NetworkRecord, config: CompileConfig, report: Report
-) -> bytes | Path:
+def _reformed(bundle: Bundle, network: NetworkRecord, config: CompileConfig, report: Report) -> bytes | Path:
     """The network's file as it is, or written anew where the new engines want another form than the bundle's."""
     path = bundle.file(network.file)
     now = {record.inference_precision for record in bundle.manifest.engines}
@@ -238,7 +233,7 @@ def _reformed(
     from trtbuild.graph import clean, load_onnx
 
     report(f"rewriting fold {network.fold} for {wanted}")
-    content: bytes = clean(load_onnx(path), **_form(wanted, spec.patch)).model.SerializeToString()
+    content: bytes = clean(load_onnx(path), **_form(wanted)).model.SerializeToString()
     return content
 
 
@@ -255,25 +250,67 @@ def _materialise(networks: Networks, scratch: Path) -> Mapping[str, Path]:
     return models
 
 
-def _build_engines(
-    config: CompileConfig, networks: Networks, models: Mapping[str, Path], report: Report
-) -> Iterable[BuildRecord]:
-    """One engine per backend and network. All folds share the settings that were measured for the first."""
-    from trtbuild.engine import engine_from_onnx
+def _chosen_backends(config: CompileConfig, report: Report) -> tuple[str, ...]:
+    """The backends by name, each of which runs here and computes in the precision."""
     from trtbuild.runtime.select import choose_backend
 
+    names = []
     for asked in config.backends:
         choice = choose_backend(asked)
         for name, reason in choice.refused:
             report(f"not {name}: {reason}")
+        names.append(choice.name)
+    if len(set(names)) != len(names):
+        raise EngineError(
+            "Two of the backends are the same one, and a bundle holds one engine per network and backend.",
+            expected="distinct backends",
+            got=", ".join(f"{a} (here {n})" if a != n else a for a, n in zip(config.backends, names, strict=True)),
+            hint="leave auto out",
+        )
+    for name in names:
+        _check_precision(name, config.precision)
+    return tuple(names)
+
+
+def _check_precision(backend: str, precision: str) -> None:
+    """Whether the backend has the precision, and, where it says so, whether this CPU has it."""
+    from trtbuild.engine.build import BACKENDS
+
+    wanted, known = INFERENCE_PRECISION[precision], BACKENDS[backend].precisions
+    if backend == "openvino":
+        from trtbuild.runtime.openvino import PRECISIONS, openvino_module
+
+        capable = openvino_module().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        known = tuple(name for name in known if PRECISIONS[name][0] in capable)
+    if wanted not in known:
+        raise EngineError(
+            "The backend does not compute in this precision here.",
+            expected=" or ".join(name for name, inference in INFERENCE_PRECISION.items() if inference in known),
+            got=precision,
+            where=backend,
+            hint="compile with --precision fp32",
+        )
+
+
+def _build_engines(
+    config: CompileConfig,
+    backends: tuple[str, ...],
+    networks: Networks,
+    models: Mapping[str, Path],
+    report: Report,
+) -> Iterable[BuildRecord]:
+    """One engine per backend and network. All folds share the settings that were measured for the first."""
+    from trtbuild.engine import engine_from_onnx
+
+    for backend in backends:
         first: BuildRecord | None = None
         for network in networks.stage.networks:
-            report(f"building fold {network.fold} for {choice.name} ({config.precision})")
+            report(f"building fold {network.fold} for {backend} ({config.precision})")
             if first is None:
                 record = first = engine_from_onnx(
                     models[network.id],
                     network,
-                    backend=choice.name,
+                    backend=backend,
                     threads=config.threads,
                     inference_precision=INFERENCE_PRECISION[config.precision],
                     tune=config.tune,

@@ -16,7 +16,7 @@ from trtbuild.errors import OutputError
 from trtbuild.spec import json_from_value
 
 if TYPE_CHECKING:
-    from trtbuild.graph import CleanResult
+    from trtbuild.graph import PassReport, TableRow
     from trtbuild.source import SourceConfig
 
 Report = Callable[[str], None]
@@ -29,6 +29,14 @@ class ExportedFile:
     fold: str
     file: Path
     max_error: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanedFile:
+    """What cleaning did to a file: counts before and after, and one report per pass."""
+
+    rows: tuple[TableRow, ...]
+    reports: tuple[PassReport, ...]
 
 
 def export_folder(config: SourceConfig, output: Path, *, overwrite: bool, report: Report) -> tuple[ExportedFile, ...]:
@@ -66,14 +74,13 @@ def export_folder(config: SourceConfig, output: Path, *, overwrite: bool, report
 
 def clean_file(
     source: Path, output: Path, *, rewrite_conv_transpose: bool, split_instance_norm: bool, overwrite: bool
-) -> CleanResult:
-    """Cleans one ONNX file; the source stays as it is."""
-    from trtbuild.graph import clean, load_onnx, save_onnx
+) -> CleanedFile:
+    """Cleans one ONNX file. `output` may be `source`; another source stays as it is."""
+    from trtbuild.graph import clean, load_onnx, save_onnx, table_from_clean
 
     if output.exists() and not overwrite:
         raise OutputError("The output exists.", where=output, hint="choose another name, or add --overwrite")
-    result = clean(
-        load_onnx(source), rewrite_conv_transpose=rewrite_conv_transpose, split_instance_norm=split_instance_norm
-    )
+    before = load_onnx(source)
+    result = clean(before, rewrite_conv_transpose=rewrite_conv_transpose, split_instance_norm=split_instance_norm)
     save_onnx(result.model, output)
-    return result
+    return CleanedFile(rows=table_from_clean(before, result), reports=result.reports)

@@ -9,7 +9,7 @@ from trtbuild.bundle import Bundle, open_bundle, verify_bundle
 from trtbuild.spec import json_from_value
 
 if TYPE_CHECKING:
-    from trtbuild.graph import CleanResult
+    from trtbuild.steps.export import CleanedFile
 
 
 def overview(bundle: Bundle) -> dict[str, Any]:
@@ -35,12 +35,11 @@ def inspect_bundle(path: Path, *, verify: bool) -> dict[str, Any]:
     return facts
 
 
-def clean_facts(source: Path, result: CleanResult) -> dict[str, Any]:
-    """The before/after table of a cleaned file, and which passes changed something."""
-    from trtbuild.graph import load_onnx, table_from_clean
-
-    rows = table_from_clean(load_onnx(source), result)
+def clean_facts(cleaned: CleanedFile) -> dict[str, Any]:
+    """The before/after table of a cleaned model; which passes changed something and what they left alone."""
     return {
-        "rows": [json_from_value(row) for row in rows],
-        "passes": [{"name": report.name, "modified": report.modified} for report in result.reports],
+        "rows": [json_from_value(row) for row in cleaned.rows],
+        "passes": [
+            {"name": report.name, "modified": report.modified, "left": list(report.left)} for report in cleaned.reports
+        ],
     }

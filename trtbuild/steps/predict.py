@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from trtbuild.bundle import Bundle, Stage, open_bundle
+from trtbuild.config import check_folds, check_threads
 from trtbuild.errors import EngineError, MissingExtra, ModelError
 from trtbuild.runtime import Prediction, Progress, Settings, prediction_from_array
 from trtbuild.runtime.predictor import tell
+from trtbuild.runtime.warm import loops_loading
 from trtbuild.spec import BuildRecord, NetworkRecord
 
 if TYPE_CHECKING:
@@ -102,7 +104,7 @@ class Predictor:
         with threadpool_limits(1, user_api="blas"):
             return prediction_from_array(
                 array,
-                tuple(float(s) for s in spacing),
+                spacing,
                 self.stage.spec,
                 self.runners,
                 self.stage.mirror_axes,
@@ -128,7 +130,13 @@ class Predictor:
 
 
 def open_predictor(path: Path, *, backend: str, folds: tuple[str, ...] | None, threads: int | None) -> Predictor:
-    """Opens the engines of a bundle; "auto" tries them in the bundle's order and keeps every reason."""
+    """Opens the engines of a bundle; "auto" tries them in the bundle's order and keeps every reason.
+
+    `threads` None takes those of the engine's record, `folds` None all of the bundle; TrtbuildError or ModelError where
+    they cannot be.
+    """
+    check_threads(threads)
+    check_folds(folds)
     bundle = open_bundle(path)
     if len(bundle.manifest.stages) != 1:
         raise ModelError("This version cannot run a cascade.", where=path)
@@ -146,7 +154,8 @@ def open_predictor(path: Path, *, backend: str, folds: tuple[str, ...] | None, t
     refused: list[tuple[str, str]] = []
     for name in names if backend == "auto" else [backend]:
         try:
-            runners, resources = _open_runners(bundle, networks, name, threads)
+            with loops_loading(stage.spec):
+                runners, resources = _open_runners(bundle, networks, name, threads)
         except (EngineError, MissingExtra) as error:
             if backend != "auto":
                 raise

@@ -7,16 +7,17 @@ the tests hold it to that in float64.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from trtbuild.compiled import compiled
 
 F32 = np.float32
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _add_window(total, logits, gz, gy, gx, start, flip):  # type: ignore[no-untyped-def]  # compiled, see add_window
     heads, nz, ny, nx = logits.shape
-    finite = F32(0)
+    bad = np.int32(0)  # counted in integers: a float sum would keep the loop from being vectorised
     for c in range(heads):
         for z in range(nz):
             from_z = nz - 1 - z if flip[0] else z
@@ -27,14 +28,14 @@ def _add_window(total, logits, gz, gy, gx, start, flip):  # type: ignore[no-unty
                 if flip[2]:
                     for x in range(nx):
                         value = row[nx - 1 - x]
-                        finite += value * F32(0)  # NaN for NaN and infinity, 0 for all else
+                        bad += np.int32(value - value != F32(0))  # NaN for NaN and infinity, 0 for all else
                         into[x] += value * (weight * gx[x])
                 else:
                     for x in range(nx):
                         value = row[x]
-                        finite += value * F32(0)
+                        bad += np.int32(value - value != F32(0))
                         into[x] += value * (weight * gx[x])
-    return finite == F32(0)
+    return bad == 0
 
 
 def add_window(
@@ -58,10 +59,10 @@ def add_window(
     return bool(_add_window(total, logits, *gaussians, start, flip))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _divide_by_weights(total, wz, wy, wx, count):  # type: ignore[no-untyped-def]  # compiled, see divide_by_weights
     heads, nz, ny, nx = total.shape
-    finite = F32(0)
+    bad = np.int32(0)
     for c in range(heads):
         for z in range(nz):
             for y in range(ny):
@@ -69,8 +70,8 @@ def _divide_by_weights(total, wz, wy, wx, count):  # type: ignore[no-untyped-def
                 weight = wz[z] * wy[y] * count
                 for x in range(nx):
                     row[x] = F32(row[x] / (weight * wx[x]))
-                    finite += row[x] * F32(0)
-    return finite == F32(0)
+                    bad += np.int32(row[x] - row[x] != F32(0))
+    return bad == 0
 
 
 def divide_by_weights(

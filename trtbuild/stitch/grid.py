@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 from trtbuild.errors import InputError
 
+FEWEST_VOXELS = 0.5
+"""Windows closer than this only repeat, by the billion for a tiny step size. A patch axis of 1 has 0.5 by default."""
+
 
 def axis_steps(size: int, patch: int, step_size: float) -> tuple[int, ...]:
     """Start positions of the windows along one axis, in voxels.
@@ -16,7 +19,7 @@ def axis_steps(size: int, patch: int, step_size: float) -> tuple[int, ...]:
     Args:
         size: length of the (padded) image along the axis, at least `patch`.
         patch: length of the window.
-        step_size: largest distance between windows as a share of the patch, in (0, 1].
+        step_size: largest distance between windows as a share of the patch, in (0, 1], at least half a voxel.
 
     The order of the floating-point operations is nnU-Net's (`compute_steps_for_sliding_window`): another order gives
     other positions for 0.3 % of the sizes, and so does rounding down. Python's `round` and NumPy's both round halves
@@ -26,6 +29,13 @@ def axis_steps(size: int, patch: int, step_size: float) -> tuple[int, ...]:
         raise InputError("An image axis is shorter than the patch.", expected=f">= {patch}", got=size)
     if not 0 < step_size <= 1:
         raise InputError("The step size is out of range.", expected="0 < step size <= 1", got=step_size)
+    if size > patch and patch * step_size < FEWEST_VOXELS:
+        raise InputError(
+            "The step size is below half a voxel: windows would only repeat.",
+            expected=f"step size * patch >= {FEWEST_VOXELS} voxel on a patch axis of {patch}",
+            got=f"{step_size:g} * {patch} = {patch * step_size:g}",
+            hint=f"use a step size of at least {math.ceil(1e4 * FEWEST_VOXELS / patch) / 1e4:g}",
+        )
     count = math.ceil((size - patch) / (patch * step_size)) + 1
     if count == 1:
         return (0,)

@@ -12,6 +12,7 @@ Relative paths in a list start at the folder of the list. Its cases keep their o
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from collections import Counter
@@ -24,6 +25,7 @@ from typing import Any
 from trtbuild.errors import InputError
 
 LISTS = (".json", ".txt")
+LONGEST_NAME = 255  # bytes of a file name, on all common file systems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,16 +61,16 @@ def cases_from_input(inputs: Sequence[Path], file_ending: str) -> tuple[Case, ..
     if not inputs:
         raise InputError("There is no input.", expected="a folder, image files, or a case list (.json, .txt)")
     for path in inputs:
-        if not path.exists():
+        if not os.path.exists(path):
             raise InputError("The input does not exist.", where=path, hint="Check the path.")
-    special = [path for path in inputs if path.is_dir() or _is_list(path, file_ending)]
+    special = [path for path in inputs if os.path.isdir(path) or _is_list(path, file_ending)]
     if special and len(inputs) > 1:
         raise InputError("The inputs are of different kinds.", expected="one folder, one case list, or image files",
                          got=f"{special[0].name} and {len(inputs) - 1} more",
                          hint="Run them one after the other.")  # fmt: skip
     if not special:
         cases = _cases_from_files(inputs, file_ending)
-    elif special[0].is_dir():
+    elif os.path.isdir(special[0]):
         cases = _cases_from_folder(special[0], file_ending)
     else:
         cases = _cases_from_list(special[0], file_ending)
@@ -94,9 +96,13 @@ def _named(path: Path, file_ending: str) -> tuple[str, int | None]:
 
 
 def _cases_from_folder(folder: Path, file_ending: str) -> list[Case]:
-    """nnU-Net's `create_lists_from_splitted_dataset_folder`: sorted by name; hidden files are no images."""
+    """nnU-Net's `create_lists_from_splitted_dataset_folder`: sorted by name; hidden files are no images.
+
+    What is neither a folder nor a file, such as a link to nowhere, stays: reading it fails its case by name.
+    """
     try:
-        names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+        names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+        names = [name for name in names if not os.path.isdir(folder / name)]
     except OSError as error:
         raise InputError("The folder cannot be read.", got=error.strerror, where=folder) from error
     images = [name for name in names if name.endswith(file_ending)]
@@ -185,12 +191,13 @@ def _listed_case(entry: Any, where: str, folder: Path, file_ending: str) -> Case
     """A case of a list: with its own id, or with the one that its files' names hold."""
     named = isinstance(entry, dict) and set(entry) == {"id", "files"}
     names = entry["files"] if named else entry
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
+    if not isinstance(names, list) or not names or not all(map(_could_be_file, names)):
         raise InputError("An entry of the case list is no case.", got=json.dumps(entry)[:200], where=where,
-                         expected='["a_0000…", "a_0001…"] or {"id": "a", "files": […]}')  # fmt: skip
+                         expected='["a_0000…", "a_0001…"] or {"id": "a", "files": […]}, names that a file can have'
+                         )  # fmt: skip
     files = tuple(folder / name for name in names)
     if named:
-        return Case(id=_safe_id(entry["id"], where), files=files)
+        return Case(id=_safe_id(entry["id"], where, file_ending), files=files)
     parsed = [_named(path, file_ending) for path in files]
     if len(files) == 1 and parsed[0][1] is None:
         return Case(id=parsed[0][0], files=files)
@@ -203,12 +210,25 @@ def _listed_case(entry: Any, where: str, folder: Path, file_ending: str) -> Case
     return Case(id=parsed[0][0], files=files)
 
 
-def _safe_id(name: Any, where: str) -> str:
+def _could_be_file(name: Any) -> bool:
+    """Whether the system could have a file of this name; whether there is one shows when it is read."""
+    if not isinstance(name, str) or not name:
+        return False
+    try:
+        return max(len(os.fsencode(part)) for part in name.split("/")) <= LONGEST_NAME and "\0" not in name
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell
+        return False
+
+
+def _safe_id(name: Any, where: str, file_ending: str) -> str:
     """The id, which becomes a file name in the output folder and must not lead out of it."""
-    if not isinstance(name, str) or name in ("", ".", "..") or re.search(r"[/\\\0]", name):
-        raise InputError("The id of a case cannot be a file name.", expected="a name without / and \\", got=repr(name),
-                         where=where)  # fmt: skip
-    return name
+    ending = max(file_ending, ".npz", ".pkl", key=len)
+    bad = not isinstance(name, str) or name in ("", ".", "..") or re.search(r"[/\\\0]", name)
+    if bad or not _could_be_file(name + ending):
+        raise InputError("The id of a case cannot be a file name.", got=repr(name), where=where,
+                         expected=f"a name without / and \\, with its ending at most {LONGEST_NAME} bytes"
+                         )  # fmt: skip
+    return str(name)
 
 
 def _distinct(cases: list[Case]) -> tuple[Case, ...]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from trtbuild.compiled import compiled
 
 F32 = np.float32
 
@@ -37,7 +38,7 @@ def chosen_taps(index: NDArray[np.int64]) -> Taps:
     return Taps(low=index, high=index, weight=np.zeros(len(index), dtype=np.float32))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _plane(logits, low, high, weight, plane):  # type: ignore[no-untyped-def]  # compiled
     """plane = the slice (ny, nx) between logits[low] and logits[high]."""
     ny, nx = plane.shape
@@ -47,7 +48,7 @@ def _plane(logits, low, high, weight, plane):  # type: ignore[no-untyped-def]  #
             plane[y, x] = keep * logits[low, y, x] + weight * logits[high, y, x]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _row(plane, low, high, weight, row):  # type: ignore[no-untyped-def]  # compiled
     """row = the row (nx,) between plane[low] and plane[high]."""
     keep = F32(1) - weight
@@ -55,7 +56,7 @@ def _row(plane, low, high, weight, row):  # type: ignore[no-untyped-def]  # comp
         row[x] = keep * plane[low, x] + weight * plane[high, x]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def label_slab(logits, zl, zh, zw, yl, yh, yw, xl, xh, xw, values, regions, out, first, last):  # type: ignore[no-untyped-def]
     """Writes the labels of output slices [first, last) into `out` (Z', Y', X'), any strides.
 
@@ -85,7 +86,7 @@ def label_slab(logits, zl, zh, zw, yl, yh, yw, xl, xh, xw, values, regions, out,
                 out[k, y, x] = label[y, x]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def value_slab(channel, zl, zh, zw, yl, yh, yw, xl, xh, xw, out, first, last):  # type: ignore[no-untyped-def]
     """Writes interpolated values of one channel (Z, Y, X) into output slices [first, last) of `out`, any strides."""
     _, ny, nx = channel.shape

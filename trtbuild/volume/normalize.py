@@ -26,16 +26,38 @@ def normalize_channel(
         scheme: what to do, with its constants.
         mask: the filled nonzero mask (Z, Y, X); needed for a masked z-score.
         where: the channel's name, for messages.
+
+    Raises:
+        InputError: values that do not fit the scheme, or so large that their statistics or the result overflow.
     """
+    with np.errstate(over="ignore", invalid="ignore"):
+        _normalize(channel, scheme, mask, where)
+    _require_finite(channel, where)
+
+
+def _require_finite(values: NDArray[np.float32] | np.float32, where: str) -> None:
+    if not np.isfinite(values).all():
+        raise InputError(
+            "The intensities overflow float32.",
+            expected="intensities whose mean, deviation and range fit float32",
+            where=where,
+            hint="look for a few extreme voxels, or a wrong scale factor in the header",
+        )
+
+
+def _normalize(channel: NDArray[np.float32], scheme: Normalization, mask: NDArray[np.bool_] | None, where: str) -> None:
     match scheme:
         case ZScore(masked=True):
             if mask is None:
                 raise InputError("A masked z-score needs the nonzero mask.", where=where)
             if mask.any():
                 inside = channel[mask]
-                channel[mask] = (inside - inside.mean()) / max(inside.std(), EPSILON)
+                mean, std = inside.mean(), inside.std()
+                _require_finite(mean + std, where)  # an infinite deviation would make every voxel 0
+                channel[mask] = (inside - mean) / max(std, EPSILON)
         case ZScore():
             mean, std = channel.mean(), channel.std()
+            _require_finite(mean + std, where)
             channel -= mean
             channel /= max(std, EPSILON)
         case CT():

@@ -9,6 +9,7 @@ with a matrix whose entries come from that very function applied to unit vectors
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -22,16 +23,30 @@ BLOCK = (
     48  # output rows per block: the fewest operations for 2 x 16 voxels of spline tail (counted for 100..600 voxels)
 )
 NEGLIGIBLE = 1e-10  # entries below are dropped: together they change a result by < 1e-8 of the range
+MAX_VOXELS = 2**33
+"""Largest resampled grid: 2048 voxels along every axis, 32 GiB per float32 channel. More comes of a wrong header."""
 
 
 def new_shape(shape: tuple[int, ...], spacing: tuple[float, ...], target: tuple[float, ...]) -> tuple[int, ...]:
-    """The grid at the target spacing: ``int(round(spacing / target * n))`` per axis (nnU-Net's `compute_new_shape`)."""
-    result = tuple(round(s / t * n) for s, t, n in zip(spacing, target, shape, strict=True))
+    """The grid at the target spacing: ``int(round(spacing / target * n))`` per axis (nnU-Net's `compute_new_shape`).
+
+    Raises:
+        InputError: an axis has no voxel, or there are more than `MAX_VOXELS`.
+    """
+    # cut off where it is too large in any case: an infinite quotient has no integer
+    result = tuple(round(min(s / t * n, 2.0 * MAX_VOXELS)) for s, t, n in zip(spacing, target, shape, strict=True))
     if min(result) < 1:
         raise InputError(
             "The image is thinner than half a voxel of the model.",
             expected="at least 1 voxel per axis",
             got=f"{result} voxels from {shape} at {spacing} mm",
+            hint="check the spacing in the file's header",
+        )
+    if math.prod(result) > MAX_VOXELS:
+        raise InputError(
+            "The image has too many voxels at the spacing of the model.",
+            expected=f"at most {MAX_VOXELS}",
+            got=f"{' x '.join(map(str, result))} from {shape} at {spacing} mm",
             hint="check the spacing in the file's header",
         )
     return result

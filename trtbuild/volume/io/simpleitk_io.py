@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from trtbuild.errors import InputError
+from trtbuild.errors import InputError, OutputError
 from trtbuild.volume.image import Geometry, Image, ItkGeometry, Segmentation
 from trtbuild.volume.io.foreign import labels_as_written, reading, written
 from trtbuild.volume.io.sound import require_sound
@@ -34,6 +34,7 @@ def write_segmentation(segmentation: Segmentation, geometry: Geometry, path: Pat
     """See `ReaderWriter`. The file has the input's dimension; of a 4-D input, where nnU-Net fails, its first three."""
     if not isinstance(geometry, ItkGeometry):
         raise TypeError(f"SimpleITKIO writes what it has read, not {type(geometry).__name__}")
+    _require_utf8(path, OutputError)
     place = _spatial(geometry)
     labels = labels_as_written(segmentation, path)
     with written(path) as temporary:
@@ -57,6 +58,7 @@ def nnunet_properties(image: Image) -> dict[str, Any]:
 
 
 def _part(file: Path) -> Part:
+    _require_utf8(file, InputError)
     with reading(file, "an image that ITK understands"):
         reader = _checked_header(file)
         itk = reader.Execute()
@@ -74,6 +76,15 @@ def _part(file: Path) -> Part:
         _require_separate_channels(place, file)
     return Part(data=data, spacing=spacing, geometry=place,
                 placement={"origin": place.origin, "direction": place.direction})  # fmt: skip
+
+
+def _require_utf8(path: Path, error: type[InputError] | type[OutputError]) -> None:
+    """An `error` where ITK would end the process: it throws through SimpleITK over a name that is not UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as problem:
+        name = str(path).encode(errors="backslashreplace").decode()
+        raise error("The file name is not UTF-8.", where=name, hint="Rename the file and its folders.") from problem
 
 
 def _checked_header(file: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -70,9 +71,9 @@ def _require_files(files: Sequence[Path], channels: tuple[str, ...]) -> None:
     if not files:
         raise InputError("The case has no files.", expected=_expected_files(files, channels))
     for file in files:
-        if not file.is_file():
+        if not os.path.isfile(file):  # unlike Path.is_file it does not raise in a folder that may not be entered
             raise InputError("There is no such image file.", expected=_expected_files(files, channels),
-                             got="a folder" if file.is_dir() else "nothing", where=file,
+                             got="a folder" if os.path.isdir(file) else "nothing", where=file,
                              hint="Correct the path, or add the missing channel.")  # fmt: skip
 
 
