@@ -126,7 +126,7 @@ def ratios(
 ) -> tuple[float, float, float]:
     """(min, median, max) over rounds of the faster of `theirs` / ours."""
     values = []
-    for number in sorted({r.round for r in rows if r.round >= 0}):
+    for number in sorted({r.round for r in rows if r.round >= 0 and r.tta == tta}):
         here = {r.contender: getattr(r, field) for r in rows if r.round == number and r.tta == tta}
         values.append(min(here[name] for name in theirs) / here[ours_name])
     return min(values), statistics.median(values), max(values)
