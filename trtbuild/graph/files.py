@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trtbuild.errors import GraphError, MissingExtra, OutputError
+from trtbuild.atomic import write_whole
+from trtbuild.errors import GraphError, MissingExtra
 from trtbuild.graph.wiring import opset_of
 
 if TYPE_CHECKING:
@@ -53,15 +53,7 @@ def save_onnx(model: onnx.ModelProto, path: Path) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            temporary.write_bytes(model.SerializeToString(deterministic=True))
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError("The ONNX file cannot be written.", got=error.strerror or error, where=path) from error
+    write_whole(path, model.SerializeToString(deterministic=True))
 
 
 def check_model(model: onnx.ModelProto, *, where: object = "the given model") -> None:
