@@ -14,7 +14,6 @@ TrtbuildError
 │   └── BundleSize  BundleHash  BundlePath  BundleTooLarge
 ├── InputError            an image, a case or a case list is wrong
 ├── OutputError           a result cannot be written
-├── GateFailed            an accuracy gate did not pass (exit code 3)
 ├── SomeCasesFailed       a folder was done, some cases were not (exit code 4)
 └── Cancelled             the caller's progress callback asked to stop (exit code 130)
 
@@ -135,12 +134,6 @@ class InputError(TrtbuildError):
 
 class OutputError(TrtbuildError):
     """A result cannot be written."""
-
-
-class GateFailed(TrtbuildError):
-    """An accuracy gate did not pass."""
-
-    exit_code: ClassVar[int] = 3
 
 
 class SomeCasesFailed(TrtbuildError):

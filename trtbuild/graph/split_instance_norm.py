@@ -4,7 +4,7 @@ OpenVINO's MVN and ONNX Runtime's InstanceNormalization add up all voxels of a c
 Over 128^3 voxels of which most are alike (an empty background) the rounding errors of the sum all point the same way:
 logits of a trained network were wrong by 6e-3 of the largest one. A mean of means rounds only over the few numbers of
 each step, so its error stays near that of one float32 operation. It costs time, because the norm is no longer one
-kernel: a tenth more per 64^3 patch for a U-Net of 16 to 128 features in OpenVINO. The pattern is the cheapest of those
+kernel: 5 to 10 % more per 64^3 patch for a U-Net of 16 to 128 features, OpenVINO. The pattern is the cheapest of those
 tried: the square as Pow and the centring folded into the shift, so that OpenVINO fuses them, save two passes over the
 memory. TensorRT wants the plain operator, which `join_instance_norm` gives back.
 """
