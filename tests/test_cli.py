@@ -63,7 +63,7 @@ def test_folds_are_read_as_nnunet_reads_them(
     words: list[str], folds: tuple[str, ...] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    monkeypatch.setattr("trtbuild.cli.CompileConfig", lambda **options: seen.append(options["folds"]) or 1 / 0)
+    monkeypatch.setattr("trtbuild.commands.compile.CompileConfig", lambda **options: seen.append(options["folds"]) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(["compile", *words, "MODEL", "-o", "x.trtb"])
     with pytest.raises(ZeroDivisionError):

@@ -14,6 +14,7 @@ TrtbuildError
 │   └── BundleSize  BundleHash  BundlePath  BundleTooLarge
 ├── InputError            an image, a case or a case list is wrong
 ├── OutputError           a result cannot be written
+├── WorkerDied            a process that prepares cases ended by itself
 ├── SomeCasesFailed       a folder was done, some cases were not (exit code 4)
 └── Cancelled             the caller's progress callback asked to stop (exit code 130)
 
@@ -134,6 +135,10 @@ class InputError(TrtbuildError):
 
 class OutputError(TrtbuildError):
     """A result cannot be written."""
+
+
+class WorkerDied(TrtbuildError):
+    """A process that prepares cases ended by itself: a library crashed, or the system killed it."""
 
 
 class SomeCasesFailed(TrtbuildError):

@@ -197,6 +197,19 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KeepLargestComponent:
+    """Of the union of `labels` only the largest connected component stays; the rest becomes `background`.
+
+    Components of equal size all stay; voxels are neighbours that share a face, an edge or a corner.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    kind: Literal["keep_largest_component"] = "keep_largest_component"
+    labels: tuple[int, ...]
+    background: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class NetworkRecord:
     """One ONNX file of a bundle: one fold in one precision. `parent` is the id of the network it was made from."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 from trtbuild.bundle.checks import FORMAT, check_manifest
-from trtbuild.spec import STRICT, BuildRecord, ModelSpec, NetworkRecord
+from trtbuild.spec import STRICT, BuildRecord, KeepLargestComponent, ModelSpec, NetworkRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class Contents:
     calibrations: tuple[Mapping[str, Any], ...]
     gates: tuple[Mapping[str, Any], ...]
     goldens: tuple[Golden, ...]
-    postprocessing: tuple[Mapping[str, Any], ...]
+    postprocessing: tuple[KeepLargestComponent, ...]
     provenance: Provenance
     extensions: Mapping[str, Any]
 
