@@ -167,7 +167,7 @@ def write_model(
     (folder / "plans.json").write_text(json.dumps(plans))
     (folder / "dataset.json").write_text(json.dumps(dataset))
     for fold in folds:
-        module = network or tiny_network(seed=0 if fold == "all" else int(fold))
+        module = tiny_network(seed=0 if fold == "all" else int(fold)) if network is None else network
         (folder / f"fold_{fold}").mkdir()
         torch.save(
             make_checkpoint(module.state_dict(), fold, **checkpoint), folder / f"fold_{fold}" / "checkpoint_final.pth"

@@ -372,6 +372,31 @@ def test_a_cascade_must_follow_its_first_stage(sample: Bundle) -> None:
         assert f"bundle.json: {where}" in str(error.where)
 
 
+@pytest.mark.parametrize(
+    ("fact", "value"),
+    [
+        ("dataset", "Dataset002_Other"),
+        ("channels", ["T2"]),
+        ("reader", "NibabelIO"),
+        ("file_ending", ".nii"),
+        ("labels", {"names": {"background": [0], "tumour": [1]}}),
+    ],
+)
+def test_the_stages_of_a_cascade_agree_about_image_and_labels(sample: Bundle, fact: str, value: Any) -> None:
+    def change(data: Any) -> None:
+        first, second = data["stages"][0], copy.deepcopy(data["stages"][0])
+        second["spec"].update(configuration="second", previous_stage="2d")
+        first["networks"], second["networks"] = first["networks"][:1], second["networks"][:1]
+        second["networks"][0].update(id="second", file="networks/fold_0_int8.onnx")
+        second["networks"][0]["io"][0]["shape"][1] = 2
+        old = second["spec"][fact]
+        second["spec"][fact] = old | value if isinstance(old, dict) else value
+        data.update(stages=[first, second], engines=[])
+
+    error = refused(errors.BundleKey, changed(sample, change), f"differ in {fact}")
+    assert str(error.where).endswith(f"stages[1].spec.{fact}")
+
+
 def test_a_single_second_stage_takes_its_first_ones_segmentations_from_files(sample: Bundle) -> None:
     def second_only(data: Any) -> None:
         data["stages"][0]["spec"]["previous_stage"] = "3d_lowres"

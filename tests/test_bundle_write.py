@@ -20,6 +20,7 @@ from bundle_samples import CONTENTS, FILES, SPEC, STAGE, hidden, read_json, writ
 
 from trtbuild import errors
 from trtbuild.bundle import Provenance, open_bundle, swap, verify_bundle, write_bundle, writer
+from trtbuild.spec import KeepLargestComponent
 
 NEW: dict[str, Any] = {"gates": ({"new": True},)}
 
@@ -37,6 +38,18 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 # ---- what it writes
+
+
+def keep(*labels: int, background: int = 0) -> KeepLargestComponent:
+    return KeepLargestComponent(labels=labels, background=background)
+
+
+def test_postprocessing_and_notes_come_back_as_they_were(tmp_path: Path) -> None:
+    steps, notes = (keep(1), keep(0, background=1)), ("fold_all is used", "Ünïcode")
+    provenance = replace(CONTENTS.provenance, notes=notes)
+    bundle = write_sample(tmp_path, postprocessing=steps, provenance=provenance)
+    assert open_bundle(bundle.path).manifest.postprocessing == steps
+    assert open_bundle(bundle.path).manifest.provenance.notes == notes
 
 
 def test_the_same_contents_give_the_same_bytes(tmp_path: Path) -> None:
@@ -157,6 +170,11 @@ def test_overwrite_takes_a_damaged_bundle_and_an_empty_folder(tmp_path: Path, wa
         ({"extensions": {"x": "\ud800"}}, {}, errors.BundleKey, "JSON"),
         ({"stages": (replace(STAGE, spec=replace(SPEC, dataset=None)),)}, {}, errors.BundleKey, "spec.dataset"),
         ({"format": 2}, {}, errors.BundleFormat, "format"),
+        ({"postprocessing": (keep(),)}, {}, errors.BundleKey, "postprocessing[0].labels"),
+        ({"postprocessing": (keep(1), keep(1, 1))}, {}, errors.BundleKey, "postprocessing[1].labels"),
+        ({"postprocessing": (keep(2),)}, {}, errors.BundleKey, "postprocessing[0].labels"),
+        ({"postprocessing": (keep(1, background=1),)}, {}, errors.BundleKey, "postprocessing[0].background"),
+        ({"postprocessing": (keep(1, background=9),)}, {}, errors.BundleKey, "postprocessing[0].background"),
         ({}, {"../escape": b""}, errors.BundlePath, "../escape"),
         ({}, {"/tmp/escape": b""}, errors.BundlePath, "/tmp/escape"),
         ({}, {"bundle.json": b"{}"}, errors.BundlePath, "itself"),

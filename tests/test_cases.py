@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from dicom_samples import saved, slices, stored_values
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 
 from trtbuild.errors import InputError
-from trtbuild.volume.cases import Case, cases_from_input
+from trtbuild.volume.cases import Case, cases_from_input, part_of
 from trtbuild.volume.io import reader_named
+from trtbuild.volume.io.dicom_io import read_series
 
 END = ".nii.gz"
 
@@ -25,7 +30,7 @@ def touched(folder: Path, *names: str) -> list[Path]:
     return [folder / name for name in names]
 
 
-def ids_and_names(cases: tuple[Case, ...]) -> dict[str, list[str]]:
+def ids_and_names(cases: Sequence[Case]) -> dict[str, list[str]]:
     return {case.id: [file.name for file in case.files] for case in cases}
 
 
@@ -245,3 +250,164 @@ def test_a_link_to_nowhere_is_a_case_that_fails_by_name(tmp_path: Path, target: 
 
 def test_a_path_that_is_too_long_for_the_system_does_not_exist(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / ("x" * 300)).what
+
+
+# --- parts, and folders with very many files -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 10])
+@pytest.mark.parametrize("num_parts", [1, 2, 3, 8])
+def test_parts_are_those_of_nnunet_and_together_the_whole(tmp_path: Path, count: int, num_parts: int) -> None:
+    names = [f"p{i}" for i in range(count)]
+    if count:
+        touched(tmp_path / "f", *(f"{name}_{c:04d}{END}" for name in names for c in range(2)))
+        cases = cases_from_input([tmp_path / "f"], END)
+        theirs = create_lists_from_splitted_dataset_folder(str(tmp_path / "f"), END, num_processes=1)
+    else:
+        cases, theirs = (), []
+    for cases_of in (cases, tuple(cases)):
+        parts = [part_of(cases_of, num_parts, part) for part in range(num_parts)]
+        for part, some in enumerate(parts):
+            assert [[str(file) for file in case.files] for case in some] == theirs[part::num_parts]
+        assert sorted(case.id for some in parts for case in some) == names
+
+
+@pytest.mark.parametrize(("num_parts", "part_id"), [(0, 0), (1, 1), (3, 3), (3, -1), (-1, 0), (-1, -2)])
+def test_a_part_that_does_not_exist_is_refused(num_parts: int, part_id: int) -> None:
+    with pytest.raises(InputError, match="no such part"):
+        part_of((), num_parts, part_id)
+
+
+def test_the_cases_of_a_folder_are_made_when_they_are_asked_for(tmp_path: Path) -> None:
+    names = [f"case_{i:05d}" for i in range(3000)]
+    touched(tmp_path, *(f"{name}_0000{END}" for name in names))
+    tracemalloc.start()
+    cases = cases_from_input([tmp_path], END)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 3000 * 130  # bytes: the names themselves take 75 each; a Case and its Path take 540
+    assert len(cases) == 3000
+    assert cases[-1] == cases[2999] == Case(id="case_02999", files=(tmp_path / f"case_02999_0000{END}",))
+    assert [case.id for case in cases] == names
+    assert [case.id for case in cases[10:3:-3]] == ["case_00010", "case_00007", "case_00004"]
+    assert [case.id for case in cases[5:][2::1000]] == ["case_00007", "case_01007", "case_02007"]
+    assert next(reversed(cases)).id == "case_02999"
+    with pytest.raises(IndexError):
+        cases[3000]
+
+
+def test_no_file_of_a_folder_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touched(tmp_path, *(f"case_{i:05d}_0000{END}" for i in range(50)))
+    asked: list[object] = []
+    for function in ("stat", "lstat", "open"):
+        original = getattr(os, function)
+        monkeypatch.setattr(os, function, lambda path, *a, _f=original, **k: (asked.append(path), _f(path, *a, **k))[1])
+    assert len(cases_from_input([tmp_path], END)) == 50
+    assert not [path for path in asked if str(path).endswith(END)]
+
+
+# --- DICOM -----------------------------------------------------------------------------------------------------------
+
+
+def series(folder: Path, uid: str = "1.2.3") -> Path:
+    return saved(folder, slices(stored_values(), series=uid))
+
+
+def test_a_dicom_series_is_a_case_named_after_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = series(tmp_path / "pat 1.5")
+    (folder / "notes.txt").touch()
+    for path in (folder, folder / ".." / "pat 1.5"):
+        (case,) = cases_from_input([path], END)
+        assert (case.id, case.files, case.is_dicom) == ("pat 1.5", (path,), True)
+        assert case.output_name(END) == "pat 1.5.nii.gz"
+    monkeypatch.chdir(folder)
+    (case,) = cases_from_input([Path()], END)
+    assert case.id == "pat 1.5"
+    assert read_series(case.files, ("CT",), "SimpleITKIO").data.shape == (1, 5, 6, 7)
+
+
+def test_a_folder_of_series_holds_a_case_per_folder_and_loses_none(tmp_path: Path) -> None:
+    for name in ("b", "P_0002", "P_0001", "a.x"):
+        series(tmp_path / name)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / "list.csv").touch()
+    cases = cases_from_input([tmp_path], END)
+    assert ids_and_names(cases) == {name: [name] for name in ("P_0001", "P_0002", "a.x", "b", "empty")}
+    assert [case.id for case in cases] == sorted(case.id for case in cases)
+    assert all(case.is_dicom for case in cases)
+    with pytest.raises(InputError, match="no DICOM files"):
+        read_series(next(case.files for case in cases if case.id == "empty"), ("CT",), "SimpleITKIO")
+
+
+def test_folders_numbered_from_zero_are_channels(tmp_path: Path) -> None:
+    for name in ("a_0001", "a_0000", "b_0000", "c_0000", "c_0002", "d_0001"):
+        series(tmp_path / name)
+    cases = cases_from_input([tmp_path], END)
+    assert ids_and_names(cases) == {
+        "a": ["a_0000", "a_0001"], "b": ["b_0000"], "c": ["c_0000", "c_0001"], "d_0001": ["d_0001"]
+    }  # fmt: skip
+    with pytest.raises(InputError) as error:
+        read_series(cases[2].files, ("T1", "T2"), "SimpleITKIO")
+    assert error.value.where == tmp_path / "c_0001"
+    assert cases[2].is_dicom
+
+
+def test_a_folder_that_gives_two_cases_one_name_is_refused(tmp_path: Path) -> None:
+    series(tmp_path / "a")
+    series(tmp_path / "a_0000")
+    assert "Two cases are called a," in refusal(tmp_path).what
+
+
+def test_images_of_the_model_come_before_dicom(tmp_path: Path) -> None:
+    series(tmp_path / "sub")
+    series(tmp_path)
+    touched(tmp_path, f"x_0000{END}")
+    assert ids_and_names(cases_from_input([tmp_path], END)) == {"x": [f"x_0000{END}"]}
+    assert not cases_from_input([tmp_path], END)[0].is_dicom
+
+
+def test_what_only_looks_like_dicom_is_none(tmp_path: Path) -> None:
+    for name in ("slice.dcm", "1.2.3", "x"):
+        (tmp_path / name).write_bytes(bytes(128) + b"DIC")
+    error = refusal(tmp_path)
+    assert "no image of the model's file ending" in error.what
+    assert "DICOM series" in str(error.expected)
+
+
+def test_a_folder_that_may_not_be_entered_does_not_keep_the_others_from_being_predicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    series(tmp_path / "good")
+    (tmp_path / "bad").mkdir()
+    original = os.scandir
+
+    def forbidden(path: object = ".") -> object:
+        if str(path).endswith("bad"):
+            raise PermissionError(13, "Permission denied")
+        return original(path)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(os, "scandir", forbidden)
+    cases = cases_from_input([tmp_path], END)
+    assert [case.id for case in cases] == ["bad", "good"]
+    with pytest.raises(InputError, match="Permission denied"):
+        read_series(cases[0].files, ("CT",), "SimpleITKIO")
+
+
+def test_a_list_names_series_by_their_folders(tmp_path: Path) -> None:
+    for name in ("one", "P_0012", "m_0000", "m_0001", "t1", "t2", "s_0000"):
+        series(tmp_path / name)
+    entries = [["one"], ["P_0012"], ["m_0000", "m_0001"], {"id": "x", "files": ["t2", "t1"]}, ["s_0000"], [f"f{END}"]]
+    (tmp_path / "list.json").write_text(json.dumps(entries))
+    cases = cases_from_input([tmp_path / "list.json"], END)
+    assert ids_and_names(cases) == {
+        "one": ["one"], "P_0012": ["P_0012"], "m": ["m_0000", "m_0001"], "x": ["t2", "t1"], "s": ["s_0000"],
+        "f": [f"f{END}"],
+    }  # fmt: skip
+    assert [case.is_dicom for case in cases] == [True] * 5 + [False]
+    (tmp_path / "list.txt").write_text("one\nm_0000 m_0001\n")
+    assert ids_and_names(cases_from_input([tmp_path / "list.txt"], END)) == {"one": ["one"], "m": ["m_0000", "m_0001"]}
+    (tmp_path / "list.json").write_text('[["m_0001", "m_0000"]]')
+    assert "not complete or not in order" in refusal(tmp_path / "list.json").what
+    (tmp_path / "list.json").write_text('[["gone"]]')
+    assert "not of the kind" in refusal(tmp_path / "list.json").what

@@ -21,7 +21,8 @@ from trtbuild.cli import run
 from trtbuild.config import PredictConfig
 from trtbuild.errors import Cancelled, MissingExtra
 from trtbuild.runtime.predictor import tell
-from trtbuild.steps.cases import Events, Summary
+from trtbuild.steps.cases import Summary
+from trtbuild.steps.flow import Events
 
 
 @pytest.fixture
@@ -250,7 +251,7 @@ def test_inputs_may_be_what_a_shell_makes_of_a_pattern(
     )
     assert run(["predict", *words]) == 0
     assert seen[0].inputs == tuple(map(Path, inputs))
-    assert (seen[0].bundle, seen[0].output) == (Path("B.trtb"), Path("out"))
+    assert (seen[0].bundles, seen[0].output) == ((Path("B.trtb"),), Path("out"))
 
 
 @pytest.mark.parametrize(

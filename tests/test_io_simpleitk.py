@@ -116,11 +116,12 @@ def test_the_direction_matrix_survives_the_way_there_and_back(tmp_path: Path, na
 
 
 @pytest.mark.parametrize("top", [0, 1, 254, 255, 256, 65535])
-def test_labels_are_uint8_below_255_and_uint16_from_there_on(tmp_path: Path, top: int) -> None:
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha", ".gipl"])
+def test_labels_are_uint8_below_255_and_uint16_from_there_on(tmp_path: Path, top: int, ending: str) -> None:
     file = tmp_path / "a_0000.mha"
     sitk.WriteImage(itk_image(values_of("int16")), str(file), True)
     image, properties = assert_reads_the_same([file])
-    assert_writes_the_same(image, properties, tmp_path, ".nii.gz", top)
+    assert_writes_the_same(image, properties, tmp_path, ending, top)
 
 
 @pytest.mark.parametrize(("slope", "inter"), [(2.5, -1024.0), (1.0, -1024.0), (0.001, 0.0), (1.0, 0.0), (0.0, 5.0)])

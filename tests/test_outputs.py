@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -118,7 +119,7 @@ def test_a_run_with_other_settings_that_dies_cannot_be_continued_into_old_output
     old = (out / f"b{END}").stat().st_mtime_ns
     assert {"a.npz", "b.npz", "b.pkl"} <= names(out)
     with monkeypatch.context() as patch:
-        patch.setattr(Predictor, "predict", died)
+        patch.setattr(Predictor, "predict_prepared", died)
         with pytest.raises(ZeroDivisionError):
             predict(who, images, out, "-step_size", "1")
     assert not {f"a{END}", f"b{END}", "a.npz", "b.npz", "b.pkl"} & names(out)
@@ -206,32 +207,39 @@ def test_an_output_that_is_a_file_is_called_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [MemoryError("8 GiB"), OutOfMemory("No memory.")])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "trtbuild.steps.local.answer",
+        "trtbuild.steps.predict.Predictor.predict_prepared",
+        "trtbuild.steps.writing.write_whole",
+        "trtbuild.volume.io.simpleitk_io.write_segmentation",
+    ],
+)
 def test_a_case_that_memory_cannot_hold_fails_alone(
-    who: Subject, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+    who: Subject, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, error: Exception
 ) -> None:
-    original: Callable[..., Any] = Predictor.predict
+    """While it is read, predicted, and written before and after its probabilities."""
+    original: Callable[..., Any] = pkgutil.resolve_name(where)
+    calls: list[int] = []
 
-    def starved(self: Predictor, files: tuple[Path, ...], **options: Any) -> Any:
-        if files[0].name.startswith("a_"):
+    def starved(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
             raise error
-        return original(self, files, **options)
+        return original(*arguments)
 
-    monkeypatch.setattr(Predictor, "predict", starved)
-    summary = predict_cases(PredictConfig(bundle=who.bundle, inputs=(images,), output=tmp_path / "out"))
+    monkeypatch.setattr(where, starved)
+    out = tmp_path / "out"
+    config = PredictConfig(
+        bundles=(who.bundle,), inputs=(images,), output=out, mirroring=False, save_probabilities=True, preparing=0
+    )
+    summary = predict_cases(config)
     assert [(o.case, o.error is None) for o in summary.outcomes] == [("a", False), ("b", True)]
     assert "memory" in str(summary.outcomes[0].error).lower()
-    assert predict(who, images, tmp_path / "out") == 4
-
-
-def test_probabilities_do_not_stay_where_their_segmentation_could_not_be_made(
-    who: Subject, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def starved(*_: object) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr("trtbuild.steps.cases.pickle.dumps", starved)  # after the .npz, before the segmentation
-    assert predict(who, images, tmp_path / "out", "--save_probabilities") == 1
-    assert names(tmp_path / "out") == {"dataset.json", "plans.json", RECORD}
+    assert names(out) == {f"b{END}", "b.npz", "b.pkl", "dataset.json", "plans.json", RECORD}
+    calls.clear()
+    assert predict(who, images, out, "-npp", "0", "--save_probabilities") == 4
 
 
 @pytest.mark.parametrize("spacing", [(100.0, 100.0, 100.0), (1e300, 1.0, 1.0), (1e308, 1e-308, 1e308)])
@@ -256,8 +264,8 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def work(*_: object) -> None:
         raise AssertionError("the export began")
 
-    monkeypatch.setattr(compiling, "_networks_from_folder", work)
-    monkeypatch.setattr(compiling, "_networks_from_bundle", work)
+    monkeypatch.setattr(compiling, "networks_from_model", work)
+    monkeypatch.setattr(compiling, "networks_from_bundle", work)
 
 
 @pytest.mark.usefixtures("no_work")
@@ -332,7 +340,7 @@ def test_folds_that_mean_nothing_are_refused(who: Subject, folds: Any) -> None:
 def test_a_single_fold_may_be_a_number_or_a_name(who: Subject) -> None:
     for fold in (0, "0", [0]):
         with trtbuild.open(who.bundle, folds=fold) as predictor:
-            assert len(predictor.runners) == 1
+            assert [len(stage.runners) for model in predictor.models for stage in model.stages] == [1]
 
 
 def test_settings_that_cannot_be_are_refused_at_once(who: Subject, tmp_path: Path) -> None:

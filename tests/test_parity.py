@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,16 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from models import NAMES, Subject, subject
+from models import Subject, subject
 from reference import dice, differing_voxels, geometry_differences, segmentation_from_file
-from zoo import MODELS
+from zoo import ALL_RECIPES, MODELS
 
 import trtbuild
 from trtbuild.config import PredictConfig
-from trtbuild.runtime import tiles
+from trtbuild.runtime import slabs
 from trtbuild.steps.cases import predict_cases
 from trtbuild.stitch import gaussian, grid
-from trtbuild.volume import resample
+from trtbuild.volume import back, resample
 
 pytestmark = pytest.mark.parity
 
@@ -39,6 +39,7 @@ LIMITS = {
     "onnxruntime": Limit(voxels=2, share=2e-5, probability=1e-4),
     "openvino": Limit(voxels=3, share=5e-5, probability=1e-3),
 }
+NAMES = (*ALL_RECIPES, "demo")
 DICE = 0.999  # for labels of at least DICE_VOXELS voxels
 DICE_VOXELS = 200
 
@@ -51,7 +52,13 @@ def predicted(who: Subject, kind: str, backend: str, folder: Path, *, mirroring:
     """Our segmentation of one case, written through the same step as the command line."""
     files = who.model.cases[kind]
     config = PredictConfig(
-        bundle=who.bundle, inputs=files, output=folder, backend=backend, mirroring=mirroring, save_probabilities=True
+        bundles=(who.bundle,),
+        inputs=files,
+        output=folder,
+        backend=backend,
+        mirroring=mirroring,
+        save_probabilities=True,
+        preparing=0,  # planted faults are in this process
     )
     outcome = predict_cases(config).outcomes[0]
     assert outcome.error is None, outcome.error
@@ -107,7 +114,7 @@ def test_another_step_size_equals_nnunets(tmp_path: Path) -> None:
     reference = nnunet_predictor(who.model.folder, who.model.folds, mirroring=True, step_size=0.8)
     expected = nnunet_predict(reference, who.model.cases["main"], tmp_path / "theirs" / "main")
     config = PredictConfig(
-        bundle=who.bundle, inputs=who.model.cases["main"], output=tmp_path, step_size=0.8, backend="onnxruntime"
+        bundles=(who.bundle,), inputs=who.model.cases["main"], output=tmp_path, step_size=0.8, backend="onnxruntime"
     )
     ours = Path(str(predict_cases(config).outcomes[0].output))
     assert differing_voxels(ours, expected) <= max(2, 2e-5 * segmentation_from_file(expected).size)
@@ -159,26 +166,18 @@ def swapped_mirror_fault() -> Any:
 
 
 def summed_folds_fault() -> Any:
-    from trtbuild.stitch import accumulate
-
-    original = accumulate.divide_by_weights
-
-    def summed(total: Any, weights: Any, count: int) -> bool:
-        return original(total, weights, 8)  # the mirror combinations of resenc5, without its five folds
-
-    return mock.patch.object(accumulate, "divide_by_weights", summed)
+    original = slabs._weights
+    return mock.patch.object(slabs, "_weights", lambda plan, spec, passes: original(plan, spec, len(plan.flips)))
 
 
 @contextmanager
 def changed_spec(change: Callable[[Any], Any]) -> Iterator[None]:
-    from trtbuild.runtime import predictor
+    original = back.segmentation_from_logits
 
-    original = predictor.segmentation_from_logits
+    def changed(logits: Any, grid: Any, spec: Any, **rest: Any) -> Any:
+        return original(logits, grid, change(spec), **rest)
 
-    def changed(logits: Any, way: Any, spec: Any, **rest: Any) -> Any:
-        return original(logits, way, change(spec), **rest)
-
-    with mock.patch.object(predictor, "segmentation_from_logits", changed):
+    with mock.patch.object(back, "segmentation_from_logits", changed):
         yield
 
 
@@ -186,18 +185,13 @@ def reversed_regions(spec: Any) -> Any:
     return replace(spec, labels=replace(spec.labels, values=tuple(reversed(spec.labels.values))))
 
 
-@contextmanager
-def gaussian_fault() -> Iterator[None]:
-    with ExitStack() as stack:
-        for module in (tiles, gaussian):
-            stack.enter_context(mock.patch.object(module, "axis_gaussian", centred_gaussian))
-        yield
-
-
 # fault -> (how to plant it, the parity tests (model, kind) of which at least one has to fail)
 FAULTS: dict[str, tuple[Callable[[], Any], list[tuple[str, str]]]] = {
     "floor in the steps": (lambda: mock.patch.object(grid, "axis_steps", floor_steps), [(n, "main") for n in MODELS]),
-    "Gaussian centred at (patch - 1) / 2": (gaussian_fault, [(n, "main") for n in MODELS]),
+    "Gaussian centred at (patch - 1) / 2": (
+        lambda: mock.patch.object(gaussian, "axis_gaussian", centred_gaussian),
+        [(n, "main") for n in MODELS],
+    ),
     "no clip": (
         lambda: mock.patch.multiple(resample, _resize_volume=unclipped, _resize_slices=unclipped_slices),
         [(n, "main") for n in MODELS],

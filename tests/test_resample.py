@@ -1,6 +1,8 @@
-"""Resampling against nnU-Net's own function (which calls skimage), over orders, sizes and the separate-z rules."""
+"""Resampling against nnU-Net's own functions (skimage's and torch's), over orders, sizes and separate-z rules."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import numpy as np
 import pytest
@@ -9,7 +11,9 @@ from hypothesis import strategies as st
 
 from trtbuild.errors import InputError, ModelError
 from trtbuild.spec import Resampling
-from trtbuild.volume.resample import axis_matrix, coarse_axis, nearest_index, new_shape, resample
+from trtbuild.volume.resample import coarse_axis, nearest_index, new_shape, resample
+from trtbuild.volume.resample_axis import axis_matrix
+from trtbuild.volume.resample_torch import torch_linear_matrix, torch_nearest_index
 
 # The limit of the issue: 1e-6 of the input's range. float32 products over three axes reach 2.5e-7.
 TOLERANCE = 1e-6
@@ -152,9 +156,87 @@ def test_nearest_index_is_map_coordinates_order_0() -> None:
             np.testing.assert_array_equal(nearest_index(old, new), expected)
 
 
-def test_ways_that_are_not_implemented_are_refused_by_name() -> None:
-    rule = Resampling(
-        method="torch", is_segmentation=False, order=1, order_z=0, separate_z="auto", anisotropy_threshold=3.0
+def torch_rule(separate_z: str = "auto") -> Resampling:
+    return Resampling(
+        method="torch", is_segmentation=False, order=1, order_z=0, separate_z=separate_z, anisotropy_threshold=3.0
+    )  # type: ignore[arg-type]
+
+
+def torch_reference(data, shape, spacing, target, rule):  # type: ignore[no-untyped-def]
+    from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_fornnunet
+
+    return resample_torch_fornnunet(
+        data,
+        shape,
+        spacing,
+        target,
+        num_threads=1,
+        force_separate_z={"auto": None, "always": True, "never": False}[rule.separate_z],
+        separate_z_anisotropy_threshold=rule.anisotropy_threshold,
     )
-    with pytest.raises(ModelError, match="torch"):
+
+
+@pytest.mark.parametrize("separate_z", ["auto", "always", "never"])
+@pytest.mark.parametrize(
+    ("shape", "spacing", "target"),
+    [
+        ((31, 37, 26), (1, 1, 1), (1.5, 1.5, 1.5)),
+        ((31, 37, 26), (1, 1, 1), (0.8, 1.3, 0.7)),
+        ((10, 37, 26), (5, 1, 1), (4, 0.7, 1.3)),
+        ((37, 10, 26), (1, 5, 1), (0.9, 4, 1.3)),
+        ((37, 26, 10), (0.7, 0.7, 5), (0.9, 0.9, 4)),
+        ((1, 35, 26), (999, 1, 1), (999, 1.2, 0.8)),
+        ((1, 1, 26), (1, 1, 1), (0.3, 0.5, 0.8)),
+        ((2, 300, 7), (1, 1.3, 1), (0.5, 1, 3)),
+    ],
+)
+def test_torch_resampling_equals_nnunet(shape, spacing, target, separate_z) -> None:  # type: ignore[no-untyped-def]
+    data = np.random.default_rng(0).normal(100, 40, size=(2, *shape)).astype(np.float32)
+    grid = new_shape(shape, spacing, target)
+    rule = torch_rule(separate_z)
+    expected = torch_reference(data, grid, spacing, target, rule)
+    ours = resample(data, grid, spacing, target, rule)
+    assert ours.dtype == np.float32
+    np.testing.assert_allclose(ours, expected, atol=TOLERANCE * np.ptp(data), rtol=0)
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_torch_resampling_of_random_grids_equals_nnunet(draw) -> None:  # type: ignore[no-untyped-def]
+    shape = draw.draw(st.tuples(*[st.integers(1, 40)] * 3))
+    grid = draw.draw(st.tuples(*[st.integers(1, 60)] * 3))
+    spacing = draw.draw(st.tuples(*[st.floats(0.3, 6)] * 3))
+    rule = torch_rule(draw.draw(st.sampled_from(["auto", "always", "never"])))
+    data = np.random.default_rng(1).normal(size=(1, *shape)).astype(np.float32)
+    expected = torch_reference(data, grid, spacing, spacing, rule)
+    np.testing.assert_allclose(
+        resample(data, grid, spacing, spacing, rule), expected, atol=TOLERANCE * max(np.ptp(data), 1e-3), rtol=0
+    )
+
+
+def test_the_sampling_points_of_torch_are_torchs_to_the_last_bit() -> None:
+    import torch
+    from torch.nn.functional import interpolate
+
+    for old in [*range(1, 40), 133, 512]:
+        for new in [*range(1, 60), 257, 800]:
+            ramp = torch.arange(old, dtype=torch.float32)
+            nearest = interpolate(ramp[None, None], (new,), mode="nearest-exact")[0, 0].numpy()
+            np.testing.assert_array_equal(torch_nearest_index(old, new), nearest)
+            if old <= 133:
+                weights = interpolate(torch.eye(old)[None], (new,), mode="linear")[0].numpy().T
+                np.testing.assert_array_equal(torch_linear_matrix(old, new).astype(np.float32), weights)
+
+
+def test_no_resampling_keeps_equal_shapes_and_refuses_others() -> None:
+    rule = dataclasses.replace(torch_rule(), method="none")
+    data = np.zeros((1, 4, 4, 4), np.float32)
+    assert resample(data, (4, 4, 4), (1, 1, 1), (2, 2, 2), rule) is data
+    with pytest.raises(ModelError, match="no_resampling_hack"):
+        resample(data, (5, 5, 5), (1, 1, 1), (1, 1, 1), rule)
+
+
+def test_intensities_are_not_resampled_as_a_segmentation() -> None:
+    rule = dataclasses.replace(how(1), is_segmentation=True)
+    with pytest.raises(ModelError, match="is_seg"):
         resample(np.zeros((1, 4, 4, 4), np.float32), (5, 5, 5), (1, 1, 1), (1, 1, 1), rule)

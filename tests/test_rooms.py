@@ -13,7 +13,7 @@ import pytest
 import trtbuild
 
 PACKAGE = Path(trtbuild.__file__).parent
-LEAVES = {"errors", "spec", "config", "atomic", "options", "machine", "compiled"}
+LEAVES = {"errors", "spec", "config", "atomic", "options", "machine", "compiled", "half"}
 LIGHT = {"numpy", "trtbuild"} | set(sys.stdlib_module_names)
 
 # room -> (rooms of ours that it may import besides the leaves, foreign packages)
@@ -22,21 +22,23 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "graph": (set(), {"onnx", "onnx_graphsurgeon", "google"}),
     "engine": ({"runtime"}, set()),
     "stitch": (set(), set()),
-    "volume": (set(), {"scipy", "SimpleITK", "nibabel", "imageio", "tifffile", "PIL"}),
+    "volume": (set(), {"scipy", "SimpleITK", "nibabel", "imageio", "tifffile", "PIL", "pydicom", "highdicom"}),
     "runtime": ({"stitch", "volume"}, {"openvino", "onnxruntime"}),
-    "accuracy": (set(), set()),
+    "accuracy": (set(), {"scipy", "surface_distance"}),
     "bundle": (set(), {"pydantic"}),
     "steps": ({"source", "graph", "engine", "stitch", "volume", "runtime", "accuracy", "bundle"}, {"threadpoolctl"}),
     "cli": ({"commands"}, {"click"}),
-    "commands": ({"steps", "source", "show"}, {"click"}),
+    "commands": ({"steps", "source", "show", "show_evaluation"}, {"click"}),
     "show": ({"steps"}, {"click", "rich"}),
+    "show_evaluation": ({"steps", "show"}, {"rich"}),
     "options": (set(), {"click"}),
     "spec": (set(), {"pydantic"}),
     "errors": (set(), set()),
     "config": (set(), set()),
     "atomic": (set(), set()),
     "machine": (set(), set()),
-    "compiled": (set(), {"numba"}),
+    "compiled": (set(), {"numba", "llvmlite"}),
+    "half": (set(), set()),
     "__init__": ({"steps", "bundle"}, set()),
     "__main__": ({"cli"}, set()),
 }
@@ -46,9 +48,12 @@ DOORS = {
     "openvino": {"runtime/openvino.py"},
     "onnxruntime": {"runtime/onnxruntime.py", "source/export.py"},
     "onnx_graphsurgeon": {"graph/surgeon.py", "graph/files.py"},
-    "SimpleITK": {"volume/io/simpleitk_io.py"},
+    "SimpleITK": {"volume/io/simpleitk_io.py", "volume/io/simpleitk_reorient_io.py"},
+    "highdicom": {"volume/io/dicom_seg.py"},
     "numba": {"compiled.py"},
-    "rich": {"show.py"},
+    "llvmlite": {"compiled.py"},
+    "rich": {"show.py", "show_evaluation.py"},
+    "surface_distance": {"accuracy/surface.py"},
 }
 
 

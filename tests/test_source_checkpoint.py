@@ -88,6 +88,18 @@ def test_prefixes_of_ddp_and_compile_are_stripped(tmp_path: Path, prefix: str) -
     assert read(saved(tmp_path / "c.pth", content)).weights.keys() == WEIGHTS.keys()
 
 
+def test_marks_of_compiled_submodules_inside_names_are_removed(tmp_path: Path) -> None:
+    weights = {"encoder._orig_mod.conv.weight": torch.zeros(1), "decoder.my_orig_mod.bias": torch.zeros(1)}
+    names = set(read(saved(tmp_path / "c.pth", make_checkpoint(weights))).weights)
+    assert names == {"encoder.conv.weight", "decoder.my_orig_mod.bias"}
+
+
+def test_weights_that_fall_together_without_the_marks_are_refused(tmp_path: Path) -> None:
+    weights = {"a._orig_mod.b": torch.zeros(1), "a.b": torch.ones(1)}
+    with pytest.raises(ModelError, match="same name"):
+        read(saved(tmp_path / "c.pth", make_checkpoint(weights)))
+
+
 def test_a_prefix_that_only_some_weights_have_is_part_of_their_name(tmp_path: Path) -> None:
     weights = {"module.a": torch.zeros(1), "b": torch.zeros(1)}
     assert read(saved(tmp_path / "c.pth", make_checkpoint(weights))).weights.keys() == weights.keys()

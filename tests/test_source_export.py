@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -331,3 +332,83 @@ def test_the_demo_model_is_exported() -> None:
     labels = exported.golden_logits[0].argmax(0)
     assert all((labels == label).mean() > 0.02 for label in model.spec.labels.values)  # a golden that says something
     assert relative_error(run(exported.model, exported.golden_input), exported.golden_logits) < 2e-4
+
+
+def compiled(network: torch.nn.Module) -> torch.nn.Module:
+    return torch.compile(network)
+
+
+def compiled_inside(network: torch.nn.Module) -> torch.nn.Module:
+    network.encoder = torch.compile(network.encoder)
+    network.decoder.stages[0] = torch.compile(network.decoder.stages[0])
+    return network
+
+
+def distributed(network: torch.nn.Module) -> torch.nn.Module:
+    return torch.nn.parallel.DistributedDataParallel(network)
+
+
+def compiled_and_distributed(network: torch.nn.Module) -> torch.nn.Module:
+    return torch.compile(distributed(network))
+
+
+def distributed_and_compiled(network: torch.nn.Module) -> torch.nn.Module:
+    return distributed(torch.compile(network))
+
+
+@pytest.fixture(scope="module")
+def process_group() -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    "wrapped", [compiled, compiled_inside, distributed, compiled_and_distributed, distributed_and_compiled]
+)
+def test_a_checkpoint_of_a_wrapped_network_gives_the_plain_networks_logits(
+    tmp_path: Path, wrapped: Callable[[torch.nn.Module], torch.nn.Module], process_group: None
+) -> None:
+    reference = tiny_network(seed=3)
+    folder = write_model(tmp_path, network=wrapped(tiny_network(seed=3)))
+    saved = torch.load(folder / "fold_0" / "checkpoint_final.pth", weights_only=False)["network_weights"]
+    assert set(saved) != set(reference.state_dict())  # or the test says nothing
+    (network,) = export_model(SourceConfig(folder=folder)).networks
+    with torch.inference_mode():
+        expected = reference(torch.from_numpy(network.golden_input)).numpy()
+    np.testing.assert_array_equal(network.golden_logits, expected)
+
+
+OWN_ARCHITECTURE = """
+import torch
+
+
+class Net(torch.nn.Module):
+    def __init__(self, input_channels, num_classes, width, nonlin, deep_supervision):
+        super().__init__()
+        self.module = torch.nn.Sequential(
+            torch.nn.Conv3d(input_channels, width, 3, padding=1), nonlin(), torch.nn.Conv3d(width, num_classes, 1))
+
+    def forward(self, image):
+        return self.module(image)
+"""
+
+
+def test_an_architecture_of_the_users_own_package_is_exported_when_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights' names all begin with `module.`, as those of a distributed network do."""
+    (tmp_path / "own_networks.py").write_text(OWN_ARCHITECTURE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    entry = {"network_class_name": "own_networks.Net", "arch_kwargs": {"width": 4, "nonlin": "torch.nn.SiLU"},
+             "_kw_requires_import": ["nonlin"]}  # fmt: skip
+    from own_networks import Net
+
+    reference = Net(1, 3, 4, torch.nn.SiLU, False).eval()
+    folder = write_model(tmp_path / "model", make_plans(architecture=entry), network=reference)
+    with pytest.raises(Untrusted, match="--trust-checkpoint"):
+        list(export_model(SourceConfig(folder=folder)).networks)
+    (network,) = export_model(SourceConfig(folder=folder, trust_checkpoint=True)).networks
+    with torch.inference_mode():
+        expected = reference(torch.from_numpy(network.golden_input)).numpy()
+    np.testing.assert_array_equal(network.golden_logits, expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from source_models import architecture, legacy_configuration, make_dataset, make_plans, nnunet_network, replaced
 
 from trtbuild.errors import MissingExtra, ModelError, Untrusted
-from trtbuild.source import spec_from_plans
+from trtbuild.source import primus, spec_from_plans
 from trtbuild.source.architecture import Architecture, architecture_from_plans
 from trtbuild.source.network import load_weights, network_from_architecture
 from trtbuild.source.trainers import (
@@ -70,7 +71,7 @@ def test_the_tables_name_every_trainer_of_nnunet_and_what_builds_its_network() -
     assert len(builders) > 60
     assert {name for name, builder in builders.items() if builder == "nnUNetTrainer"} == PLANS_ARCHITECTURE
     assert {name for name, builder in builders.items() if builder == "nnUNetTrainerBN"} == BATCH_NORM
-    assert set(builders) - PLANS_ARCHITECTURE - BATCH_NORM == NOT_SUPPORTED
+    assert set(builders) - PLANS_ARCHITECTURE - BATCH_NORM - set(primus.TRAINERS) == NOT_SUPPORTED
     assert all(is_known(name) for name in classes)
 
 
@@ -103,9 +104,98 @@ def test_an_unknown_trainer_is_refused_with_the_danger_and_the_flag() -> None:
 
 
 @pytest.mark.parametrize("assume", [True, False])
-def test_a_trainer_with_a_network_of_its_own_is_refused_whatever_the_user_says(assume: bool) -> None:
-    with pytest.raises(ModelError, match="Primus"):
-        architecture_of_trainer(parsed(make_plans())[0], "nnUNet_Primus_S_Trainer", assume_plans=assume)
+def test_a_trainer_that_is_abstract_is_refused_whatever_the_user_says(assume: bool) -> None:
+    with pytest.raises(ModelError, match="builds no network"):
+        architecture_of_trainer(parsed(make_plans())[0], "AbstractPrimus", assume_plans=assume)
+
+
+FITTING_TORCHVISION = """
+import torch
+# a torchvision built for another torch dies of its missing operators when it is imported; none of them is used here
+library = torch.library.Library("torchvision", "FRAGMENT")
+for name in ("nms", "qnms"):
+    try:
+        library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    except RuntimeError:
+        pass
+"""
+PRIMUS = (
+    FITTING_TORCHVISION
+    + """
+import sys
+sys.path.insert(0, sys.argv[1])
+from nnunetv2.training.nnUNetTrainer.primus import primus_trainers
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from source_models import make_dataset, make_plans
+from trtbuild.source import primus, spec_from_plans
+from trtbuild.source.architecture import architecture_from_plans
+from trtbuild.source.network import load_weights, network_from_architecture
+from trtbuild.source.primus import TRAINERS
+from trtbuild.source.trainers import architecture_of_trainer
+
+plans, dataset = make_plans(channels=2, patch_size=[16, 24, 8]), make_dataset(channels=2)
+manager = PlansManager(plans)
+for name in TRAINERS:
+    spec = spec_from_plans(plans, dataset, configuration="3d_fullres", trainer=name)
+    found = architecture_of_trainer(architecture_from_plans(plans, "3d_fullres"), name, assume_plans=False)
+    small = name == "nnUNet_Primus_S_Trainer"
+    with torch.device("cpu" if small else "meta"):
+        reference = getattr(primus_trainers, name).build_network_architecture(
+            manager, manager.get_configuration("3d_fullres"), 2, 3, False).eval()
+        network = network_from_architecture(found, spec, trust=False)
+    assert repr(network) == repr(reference), name
+    shapes = [{key: tuple(value.shape) for key, value in net.state_dict().items()} for net in (network, reference)]
+    assert shapes[0] == shapes[1], name
+    if small:
+        load_weights(network, reference.state_dict(), spec, "checkpoint")
+        image = torch.randn(1, 2, *spec.patch)
+        with torch.inference_mode():
+            assert torch.equal(network(image), reference(image))
+print("equal", len(TRAINERS))
+"""
+)
+
+
+@pytest.mark.slow
+def test_the_transformers_of_the_primus_trainers_are_those_that_nnunet_builds() -> None:
+    run = subprocess.run([sys.executable, "-c", PRIMUS, str(Path(__file__).parent)], capture_output=True, text=True)
+    assert run.stdout.splitlines()[-1:] == ["equal 18"], run.stderr
+
+
+EXPORT = (
+    FITTING_TORCHVISION
+    + """
+import sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+import trtbuild
+from source_models import make_dataset, make_plans, write_model
+from trtbuild.source import SourceConfig, export_model, spec_from_plans
+from trtbuild.source.network import network_from_architecture
+from trtbuild.source.primus import primus_of_trainer
+
+plans = make_plans(patch_size=[8, 16, 8])
+spec = spec_from_plans(plans, make_dataset(), configuration="3d_fullres", trainer="nnUNet_Primus_S_Trainer")
+network = network_from_architecture(primus_of_trainer(spec.trainer, ""), spec, trust=False)
+with torch.no_grad():
+    torch.manual_seed(0)
+    for parameter in network.parameters():
+        parameter.add_(0.02 * torch.randn_like(parameter))
+folder = write_model(Path(sys.argv[2]), plans, network=network, trainer_name=spec.trainer)
+lines = []
+trtbuild.compile(folder, Path(sys.argv[2]) / "primus.trtb", backends=("onnxruntime", "openvino"), tune=False,
+                 report=lines.append)
+print(lines)
+print("compiled")
+"""
+)
+
+
+@pytest.mark.slow
+def test_a_primus_transformer_is_compiled_and_equals_torch(tmp_path: Path) -> None:
+    arguments = [str(Path(__file__).parent), str(tmp_path)]
+    run = subprocess.run([sys.executable, "-c", EXPORT, *arguments], capture_output=True, text=True)
+    assert run.stdout.splitlines()[-1:] == ["compiled"], run.stdout + run.stderr
 
 
 def test_batch_norm_is_not_forced_into_an_architecture_without_a_norm() -> None:

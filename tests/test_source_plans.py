@@ -22,7 +22,7 @@ from trtbuild.source.architecture import architecture_from_plans
 from trtbuild.source.fields import Field, field_from_json
 from trtbuild.source.labels import labels_from_dataset
 from trtbuild.source.network import MOVED
-from trtbuild.source.resampling import ARGUMENTS
+from trtbuild.source.resampling import ARGUMENTS, NOT_CALLABLE
 from trtbuild.spec import CT, ModelSpec, NoNormalization, Resampling, RescaleTo01, RGBTo01, ZScore
 
 CONFIGURATION = ("configurations", "3d_fullres")
@@ -311,8 +311,32 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
 @pytest.mark.parametrize("arguments", [{"mode": "cubic"}, {"aniso_axis_mode": "linear"},
                                        {"is_seg": True, "memefficient_seg_resampling": True}])  # fmt: skip
 def test_torch_resampling_in_a_way_that_is_not_reproduced_is_refused(arguments: dict[str, Any]) -> None:
+    function = {"resampling_fn_seg": "resample_torch_fornnunet", "resampling_fn_seg_kwargs": arguments}
     with pytest.raises(ModelError, match="resampling_fn_seg_kwargs"):
-        parse(make_plans(resampling_fn_seg="resample_torch_fornnunet", resampling_fn_seg_kwargs=arguments))
+        parse(make_plans(previous_stage="3d_lowres", **function))
+
+
+def test_how_segmentations_would_be_resampled_does_not_matter_without_a_previous_stage() -> None:
+    arguments = {"is_seg": True, "memefficient_seg_resampling": True}
+    parsed = parse(make_plans(resampling_fn_seg="resample_torch_fornnunet", resampling_fn_seg_kwargs=arguments))
+    assert (parsed.previous_stage, parsed.resample_segmentation.method) == (None, "torch")
+
+
+def test_every_function_that_plans_can_name_is_known_or_cannot_be_called_by_nnunet() -> None:
+    from nnunetv2.preprocessing.resampling import default_resampling, no_resampling, resample_torch
+
+    functions = {
+        name for module in (default_resampling, no_resampling, resample_torch)
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__ and name.startswith(("resample", "no_"))
+    }  # fmt: skip
+    assert functions == {*ARGUMENTS, *NOT_CALLABLE}
+    data, spacing = np.zeros((1, 4, 4, 4), np.float32), [1.0, 1.0, 1.0]
+    for name in NOT_CALLABLE:
+        with pytest.raises((TypeError, AssertionError, ValueError, RuntimeError, IndexError)):
+            recursive_find_resampling_fn_by_name(name)(data, [5, 5, 5], spacing, spacing, is_seg=False)
+        with pytest.raises(ModelError, match="nnU-Net itself cannot resample"):
+            parse(make_plans(resampling_fn_data=name, resampling_fn_data_kwargs={"is_seg": False}))
 
 
 def test_longer_circles_of_inheritance_are_refused() -> None:

@@ -31,11 +31,13 @@ from reference import (
     threads,
 )
 from scipy.ndimage import gaussian_filter
-from zoo import MODELS, REFUSAL, ZooModel, make_model
+from zoo import ALL_RECIPES, MODELS, MORE_MODELS, REFUSAL, ZooModel, make_model, nnunet_cascade_input
 
 pytestmark = pytest.mark.parity
 
 Get = Callable[[str], ZooModel]
+ALONE = [name for name in MORE_MODELS if name not in ("cascade3d", "four_d")]
+"""Those of the other models that nnU-Net takes from files to files by themselves."""
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +254,7 @@ def test_the_patch_for_float32_is_undone_even_after_an_error() -> None:
     assert raw.compute_gaussian is compute_gaussian
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, *ALONE])
 def test_rounding_in_the_network_changes_next_to_no_voxel(name: str, get: Get, segment: Callable[..., Path]) -> None:
     """nnU-Net in float64 throughout gives the same labels: a float32 network can be asked for 2e-5."""
     model = get(name)
@@ -271,6 +273,113 @@ def test_rounding_in_the_network_changes_next_to_no_voxel(name: str, get: Get, s
             str(output)[: -len(model.file_ending)],
         )  # fmt: skip
     assert differing_voxels(output, segment(name, "main")) <= max(1, 1e-5 * segmentation_from_file(output).size)
+
+
+# --- the other models: each has what it is there for ---
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_nnunet_segments_every_case_of_the_other_models(name: str, get: Get, segment: Callable[..., Path]) -> None:
+    model = get(name)
+    for kind in model.cases:
+        output = segment(name, kind)
+        assert output.name == f"{kind}{model.file_ending}"
+        assert np.isfinite(np.load(output.with_name(f"{kind}.npz"))["probabilities"]).all()
+    labels = segmentation_from_file(segment(name, "main"))
+    if name == "many300":
+        assert len(np.unique(labels)) > 290
+        assert labels.max() == 299
+        assert labels.dtype == np.uint16
+    else:
+        shares = {label: float((labels == label).mean()) for label in model.labels}
+        assert min(shares.values()) >= 0.01, shares
+
+
+def test_pairs_have_one_plans_file_and_equal_images(get: Get) -> None:
+    for names in (("lowres3d", "cascade3d"), ("ens2d", "ens3d")):
+        first, second = map(get, names)
+        for file in ("plans.json", "dataset.json"):
+            assert (first.folder / file).read_bytes() == (second.folder / file).read_bytes()
+        for kind in first.cases:
+            np.testing.assert_array_equal(read(first, kind), read(second, kind))
+
+
+def test_the_first_stage_changes_what_the_second_one_sees_and_says(get: Get, segment: Callable[..., Path]) -> None:
+    """Its labels are an input, and where they lie outside the nonzero mask they change the masked z-score."""
+    model, files = get("cascade3d"), get("cascade3d").cases["main"]
+    predictor = nnunet_predictor(model.folder, model.folds, mirroring=True)
+    first = segment("lowres3d", "main")
+    outside = segmentation_from_file(first).transpose(2, 1, 0)[read(model, "main")[0] == 0]
+    assert np.count_nonzero(outside) > 1000
+    with_labels = nnunet_cascade_input(predictor, files, first)
+    assert with_labels.shape[0] == 4
+    without, _ = nnunet_preprocess(predictor, files)
+    assert np.count_nonzero(np.abs(with_labels[0] - without[0]) > 0.01) > 0.1 * without[0].size
+    blank = np.concatenate([with_labels[:1], np.zeros_like(with_labels[1:])])
+    labels = [nnunet_logits(predictor, image).argmax(0) for image in (with_labels, blank)]
+    assert float((labels[0] != labels[1]).float().mean()) > 0.05
+    shares = np.bincount(labels[0].flatten().numpy(), minlength=4) / labels[0].numel()
+    assert shares.min() > 0.01
+
+
+def test_the_readers_of_the_other_models_return_the_scenes(get: Get) -> None:
+    for name in MORE_MODELS:
+        recipe = ALL_RECIPES[name]
+        predictor = nnunet_predictor(get(name).folder, get(name).folds[:1], mirroring=False)
+        reader = predictor.plans_manager.image_reader_writer_class()
+        for kind, scene in recipe.scenes.items():
+            with quiet():
+                image, properties = reader.read_images([str(f) for f in get(name).cases[kind]])
+            assert image.shape == (len(recipe.channels), *scene.shape), (name, kind)
+            np.testing.assert_allclose(properties["spacing"], scene.spacing, rtol=1e-5)
+
+
+def test_four_channels_in_one_file_are_what_nnunet_cannot_write(get: Get, tmp_path: Path) -> None:
+    model = get("four_d")
+    assert all(len(files) == 1 for files in model.cases.values())
+    predictor = nnunet_predictor(model.folder, model.folds, mirroring=False)
+    with pytest.raises(AssertionError):
+        nnunet_predict(predictor, model.cases["small"], tmp_path / "small")
+
+
+def test_torch_resampling_separates_the_coarse_axis_in_one_model_and_not_in_the_other(get: Get) -> None:
+    from nnunetv2.preprocessing.resampling.default_resampling import determine_do_sep_z_and_axis
+
+    for name, forced, expected in (("torch3d", None, True), ("torch3d_iso", False, False)):
+        for kind in get(name).cases:
+            predictor, image, properties = preprocessed(get(name), kind)
+            spacing, new = properties["spacing"], predictor.configuration_manager.spacing
+            assert determine_do_sep_z_and_axis(forced, spacing, new, 3)[0] is expected
+            assert tuple(properties["shape_after_cropping_and_before_resampling"]) != image.shape[1:]
+    thick = ALL_RECIPES["torch3d_iso"].scenes["thick"].spacing
+    assert max(thick) > 3 * min(thick)
+    assert determine_do_sep_z_and_axis(None, thick, thick, 3)[0], "then forcing it off changes nothing"
+
+
+def test_no_resampling_leaves_the_grid_alone_where_spacings_differ(get: Get) -> None:
+    for kind in get("none3d").cases:
+        _, image, properties = preprocessed(get("none3d"), kind)
+        assert tuple(properties["shape_after_cropping_and_before_resampling"]) == image.shape[1:]
+
+
+def test_the_old_plans_are_old(get: Get) -> None:
+    plans = (get("legacy3d").folder / "plans.json").read_text()
+    assert "UNet_class_name" in plans
+    assert "architecture" not in plans
+    assert "foreground_intensity_properties_by_modality" in plans
+    assert "modality" in (get("legacy3d").folder / "dataset.json").read_text()
+
+
+def test_the_reoriented_images_are_stored_in_other_orientations(get: Get) -> None:
+    import SimpleITK as sitk
+
+    codes = set()
+    for files in get("reorient3d").cases.values():
+        image = sitk.ReadImage(str(files[0]))
+        codes.add(sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection()))
+        assert np.count_nonzero(np.abs(image.GetDirection()) > 1e-3) > 3, "oblique"
+    assert len(codes) == 4
+    assert "RAS" not in codes
 
 
 def test_the_measures_measure(segment: Callable[..., Path], get: Get) -> None:

@@ -5,6 +5,7 @@ Arrays are (C, Z, Y, X) in the order in which nnU-Net's reader of the model retu
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import imageio.v3 as imageio
 import nibabel
 import numpy as np
 import SimpleITK as sitk
+import tifffile
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
@@ -112,14 +114,36 @@ def _texture(scene: Scene, rng: np.random.Generator) -> FloatArray:
     return np.asarray(np.clip(value, 0.02, 0.98), np.float32)
 
 
-def write_image(files: Sequence[Path], array: FloatArray, scene: Scene, intensity: Intensity, reader: str) -> None:
-    """One file per channel, or one RGB file, such that nnU-Net's `reader` returns `array` and `scene.spacing`."""
+def write_image(
+    files: Sequence[Path],
+    array: FloatArray,
+    scene: Scene,
+    intensity: Intensity,
+    reader: str,
+    *,
+    one_file: bool = False,
+    flat: bool = False,
+) -> None:
+    """One file per channel, or one RGB file, such that nnU-Net's `reader` returns `array` and `scene.spacing`.
+
+    `one_file` makes one 4-D file of all channels; with `flat` the one slice of the array is stored as a 2-D image,
+    of which the reader returns the first spacing as 999 times the largest.
+    """
     if reader == "NaturalImage2DIO":
         imageio.imwrite(files[0], array[:, 0].transpose(1, 2, 0).astype(intensity.dtype))
         return
+    if one_file:
+        _write_itk_4d(files[0], array, scene, intensity)
+        return
     for file, channel in zip(files, array, strict=True):
-        if reader == "SimpleITKIO":
+        if flat:
+            _write_itk_2d(file, channel[0], scene, intensity)
+        elif reader == "SimpleITKIO":
             _write_itk(file, channel, scene, intensity)
+        elif reader == "SimpleITKIOWithReorient":
+            _write_itk_oriented(file, channel, scene, intensity)
+        elif reader == "Tiff3DIO":
+            _write_tiff(file, channel, scene, intensity)
         else:
             _write_nifti(file, channel, scene, intensity, reorient=reader.endswith("WithReorient"))
 
@@ -139,6 +163,42 @@ def _write_itk(file: Path, channel: FloatArray, scene: Scene, intensity: Intensi
     # an oblique frame with two axes flipped: still a proper rotation
     image.SetDirection((_rotation() @ np.diag([-1.0, -1.0, 1.0])).ravel().tolist())
     sitk.WriteImage(image, str(file), True)
+
+
+def _write_itk_oriented(file: Path, channel: FloatArray, scene: Scene, intensity: Intensity) -> None:
+    """Stored in the orientation `scene.codes` (in SimpleITK's letters), oblique; brought to RAS it is the array."""
+    image = sitk.GetImageFromArray(channel.astype(intensity.dtype))
+    image.SetSpacing(scene.spacing[::-1])
+    image.SetOrigin((14.5, -22.75, 101.0))
+    codes = sitk.DICOMOrientImageFilter()
+    axes = np.array(codes.GetDirectionCosinesFromOrientation("RAS")).reshape(3, 3)
+    image.SetDirection((_rotation() @ axes).ravel().tolist())
+    sitk.WriteImage(sitk.DICOMOrient(image, scene.codes), str(file), True)
+
+
+def _write_itk_4d(file: Path, array: FloatArray, scene: Scene, intensity: Intensity) -> None:
+    image = sitk.GetImageFromArray(array.astype(intensity.dtype), isVector=False)
+    image.SetSpacing((*scene.spacing[::-1], 1.0))
+    image.SetOrigin((-31.5, 12.25, 7.0, 0.0))
+    direction = np.eye(4)
+    direction[:3, :3] = _rotation() @ np.diag([-1.0, -1.0, 1.0])
+    image.SetDirection(direction.ravel().tolist())
+    sitk.WriteImage(image, str(file), True)
+
+
+def _write_itk_2d(file: Path, pixels: FloatArray, scene: Scene, intensity: Intensity) -> None:
+    image = sitk.GetImageFromArray(pixels.astype(intensity.dtype))
+    image.SetSpacing(scene.spacing[:0:-1])
+    image.SetOrigin((-8.5, 3.25))
+    image.SetDirection(_rotation()[:2, :2].ravel().tolist())
+    sitk.WriteImage(image, str(file), True)
+
+
+def _write_tiff(file: Path, channel: FloatArray, scene: Scene, intensity: Intensity) -> None:
+    """A stack of pages, and the spacing in CASE.json beside it."""
+    tifffile.imwrite(file, channel.astype(intensity.dtype))
+    case = file.name[: -len("_0000.tif")]
+    file.with_name(f"{case}.json").write_text(json.dumps({"spacing": list(scene.spacing)}))
 
 
 def _write_nifti(file: Path, channel: FloatArray, scene: Scene, intensity: Intensity, *, reorient: bool) -> None:

@@ -1,10 +1,10 @@
-"""The six models of the zoo as values, and nnU-Net's plans.json, dataset.json and fingerprint made from them."""
+"""The first six models of the zoo as values, and nnU-Net's plans.json, dataset.json and fingerprint made from them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from zoo_images import Intensity, Scene
 
@@ -14,10 +14,24 @@ Axes = tuple[int, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that defines one model of the zoo. `network` holds the architecture's own keys of the plans."""
+    """Everything that defines one model of the zoo.
+
+    Models with the same `dataset` are configurations of one plans.json, and those with the same `image_seed` have the
+    same images. `torch_separate_z` is the argument of `resample_torch_fornnunet`. `legacy`: plans and dataset.json as
+    before nnU-Net 2.3. `one_file`: all channels in one 4-D file. `flat`: the image files are 2-D.
+    """
 
     name: str
     seed: int
+    dataset: str | None = None
+    image_seed: int | None = None
+    previous_stage: str | None = None
+    next_stage: str | None = None
+    resampling: Literal["spline", "torch", "none"] = "spline"
+    torch_separate_z: bool | None = None
+    legacy: bool = False
+    one_file: bool = False
+    flat: bool = False
     # nnU-Net finds any other trainer by importing all of its trainers, some of which need a fitting torchvision
     trainer: str = "nnUNetTrainer"
     plans: str
@@ -224,14 +238,19 @@ RGB_PNG = Recipe(
 RECIPES: Mapping[str, Recipe] = {r.name: r for r in (ISO3D, CT_ANISO, SLICES2D, REGIONS4, RESENC5, RGB_PNG)}
 
 
-def plans_from_recipe(recipe: Recipe) -> Json:
-    """plans.json as nnU-Net 2.8.1 writes it."""
-    configuration = _configuration(recipe)
-    if recipe.inherits_from is None:
-        configurations = {recipe.configuration: configuration}
-    else:
-        child = {"inherits_from": recipe.inherits_from, "batch_size": 4}
-        configurations = {recipe.inherits_from: configuration, recipe.configuration: child}
+def plans_from_recipe(recipe: Recipe, family: Sequence[Recipe] = ()) -> Json:
+    """plans.json as nnU-Net 2.8.1 writes it; `family` are all models of the dataset where it has several."""
+    configurations: Json = {}
+    for member in family or (recipe,):
+        configuration = _configuration(member)
+        if member.inherits_from is None:
+            configurations[member.configuration] = configuration
+        else:
+            child = {"inherits_from": member.inherits_from, "batch_size": 4}
+            if member.previous_stage is not None:
+                child["previous_stage"] = member.previous_stage
+            configurations |= {member.inherits_from: configuration, member.configuration: child}
+    intensities = "by_modality" if recipe.legacy else "per_channel"
     return {
         "dataset_name": dataset_name(recipe),
         "plans_name": recipe.plans,
@@ -243,17 +262,16 @@ def plans_from_recipe(recipe: Recipe) -> Json:
         "configurations": configurations,
         "experiment_planner_used": "ExperimentPlanner",
         "label_manager": "LabelManager",
-        "foreground_intensity_properties_per_channel": _intensity_properties(recipe),
+        f"foreground_intensity_properties_{intensities}": _intensity_properties(recipe),
     }
 
 
 def dataset_name(recipe: Recipe) -> str:
-    return f"Dataset{recipe.seed:03d}_{recipe.name}"
+    return recipe.dataset or f"Dataset{recipe.seed:03d}_{recipe.name}"
 
 
 def _configuration(recipe: Recipe) -> Json:
-    kwargs = {"order_z": 0, "force_separate_z": None}
-    resampling = "resample_data_or_seg_to_shape"
+    next_stage = {} if recipe.next_stage is None else {"next_stage": recipe.next_stage}
     return {
         "data_identifier": f"{recipe.plans}_{recipe.inherits_from or recipe.configuration}",
         "preprocessor_name": "DefaultPreprocessor",
@@ -263,14 +281,42 @@ def _configuration(recipe: Recipe) -> Json:
         "spacing": list(recipe.spacing),
         "normalization_schemes": list(recipe.normalization),
         "use_mask_for_norm": [recipe.masked] * len(recipe.normalization),
-        "resampling_fn_data": resampling,
-        "resampling_fn_seg": resampling,
-        "resampling_fn_data_kwargs": {"is_seg": False, "order": 3, **kwargs},
-        "resampling_fn_seg_kwargs": {"is_seg": True, "order": 1, **kwargs},
-        "resampling_fn_probabilities": resampling,
-        "resampling_fn_probabilities_kwargs": {"is_seg": False, "order": 1, **kwargs},
-        "architecture": _architecture(recipe),
+        **_resampling(recipe),
+        **(_legacy_network(recipe) if recipe.legacy else {"architecture": _architecture(recipe)}),
+        **next_stage,
         "batch_dice": False,
+    }
+
+
+def _resampling(recipe: Recipe) -> Json:
+    """The three resampling functions with the arguments that nnU-Net's planners write for them."""
+    if recipe.resampling == "none":
+        function, kwargs = "no_resampling_hack", dict.fromkeys(("data", "seg", "probabilities"), Json())
+    elif recipe.resampling == "torch":
+        function = "resample_torch_fornnunet"
+        common = {"force_separate_z": recipe.torch_separate_z, "memefficient_seg_resampling": False}
+        kwargs = {role: {"is_seg": role == "seg", **common} for role in ("data", "seg", "probabilities")}
+    else:
+        function = "resample_data_or_seg_to_shape"
+        common = {"order_z": 0, "force_separate_z": None}
+        orders = {"data": 3, "seg": 1, "probabilities": 1}
+        kwargs = {role: {"is_seg": role == "seg", "order": order, **common} for role, order in orders.items()}
+    names = {f"resampling_fn_{role}": function for role in kwargs}
+    return names | {f"resampling_fn_{role}_kwargs": arguments for role, arguments in kwargs.items()}
+
+
+def _legacy_network(recipe: Recipe) -> Json:
+    """The architecture's keys of plans before nnU-Net 2.3."""
+    stages = len(recipe.features)
+    return {
+        "UNet_class_name": recipe.architecture.rpartition(".")[2],
+        "UNet_base_num_features": recipe.features[0],
+        "n_conv_per_stage_encoder": [2] * stages,
+        "n_conv_per_stage_decoder": [2] * (stages - 1),
+        "num_pool_per_axis": [sum(size > 1 for size in sizes) for sizes in zip(*recipe.strides, strict=True)],
+        "pool_op_kernel_sizes": [list(stride) for stride in recipe.strides],
+        "conv_kernel_sizes": [list(kernel) for kernel in recipe.kernels],
+        "unet_max_num_features": recipe.features[-1],
     }
 
 
@@ -320,7 +366,9 @@ def dataset_from_recipe(recipe: Recipe) -> Json:
     labels = {name: value if isinstance(value, int) else list(value) for name, value in recipe.labels.items()}
     order = {} if recipe.regions_class_order is None else {"regions_class_order": list(recipe.regions_class_order)}
     return {
-        "channel_names": {str(index): name for index, name in enumerate(recipe.channels)},
+        "modality" if recipe.legacy else "channel_names": {
+            str(index): name for index, name in enumerate(recipe.channels)
+        },
         "labels": labels,
         **order,
         "numTraining": 5,

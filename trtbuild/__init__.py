@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from trtbuild.errors import TrtbuildError
 
@@ -28,22 +28,28 @@ __all__ = ["TrtbuildError", "__version__", "compile", "open"]
 
 
 def compile(  # the verb of the command line; the builtin is never wanted here
-    model: str | PathLike[str],
+    model: str | PathLike[str] | None,
     output: str | PathLike[str],
     *,
     folds: Sequence[str | int] | str | int | None = None,
+    previous_stage: str | PathLike[str] | None = None,
+    postprocessing: str | PathLike[str] | None = None,
     report: Callable[[str], None] = lambda line: None,
     **options: Any,
 ) -> Bundle:
-    """Makes a bundle of a trained-model folder (or of another bundle, with other engines).
+    """Makes a bundle of a trained model (or of another bundle, with other engines).
 
     Args:
-        model: `<Trainer>__<Plans>__<configuration>` as nnU-Net left it, or a bundle.
+        model: `<Trainer>__<Plans>__<configuration>` as nnU-Net left it, a zip of nnU-Net, or a bundle; None with
+            `dataset` and `configuration`, which are then looked up below `nnUNet_results`.
         output: the bundle to write, `NAME.trtb`.
         folds: which folds (0, "all", [0, 1]); None means all numbered folds, as in nnU-Net.
+        previous_stage: for a cascade, the model of its first stage.
+        postprocessing: nnU-Net's postprocessing.json or .pkl.
         report: called with a line of text per step.
-        **options: the other fields of `trtbuild.config.CompileConfig` (checkpoint, backends, precision, threads,
-            tune, overwrite, trust_checkpoint, assume_plans_architecture). An unknown name is a TypeError.
+        **options: the other fields of `trtbuild.config.CompileConfig` (dataset, configuration, trainer, plans, network,
+            checkpoint, backends, precision, threads, tune, overwrite, trust_checkpoint, assume_plans_architecture). An
+            unknown name is a TypeError.
 
     Returns:
         The written bundle, verified against PyTorch's logits.
@@ -51,29 +57,61 @@ def compile(  # the verb of the command line; the builtin is never wanted here
     from trtbuild.config import CompileConfig
     from trtbuild.steps.compile import compile_bundle
 
-    return compile_bundle(
-        CompileConfig(model=Path(model), output=Path(output), folds=_fold_names(folds), **options), report
+    config = CompileConfig(
+        model=_path(model),
+        output=Path(output),
+        folds=_fold_names(folds),
+        previous_stage=_path(previous_stage),
+        postprocessing=_path(postprocessing),
+        **options,
     )
+    return compile_bundle(config, report)
 
 
 def open(  # as in gzip.open: trtbuild.open(bundle)
-    bundle: str | PathLike[str],
+    bundle: str | PathLike[str] | Sequence[str | PathLike[str]],
     *,
     backend: str = "auto",
     folds: Sequence[str | int] | str | int | None = None,
     threads: int | None = None,
+    previous_stage: bool = False,
+    weights: Sequence[float] | None = None,
+    vote: Literal["soft", "hard"] = "soft",
+    disagreement: bool = False,
+    postprocessing: str | PathLike[str] | Literal[False] | None = None,
 ) -> Predictor:
-    """Opens a bundle for prediction; use it in a `with` block.
+    """Opens a bundle, or several as an ensemble, for prediction; use it in a `with` block.
 
     Args:
-        bundle: a folder that `compile` wrote.
+        bundle: a folder that `compile` wrote, or a sequence of them.
         backend: "auto" takes the first engine of the bundle that opens here and says which; a name takes that or fails.
-        folds: which folds (0, "all", [0, 1]); None means all of the bundle.
+        folds: which folds (0, "all", [0, 1]); None means all of the bundles.
         threads: CPU threads; None means those of the engine's record.
+        previous_stage: the labels of a cascade's first stage are given with every case, in place of running it.
+        weights: one per bundle of an ensemble; None counts them equally.
+        vote: how an ensemble decides: "soft" averages probabilities as nnU-Net does, "hard" takes the most labels.
+        disagreement: predictions also hold the entropy of the probabilities (or votes), 0 to 1.
+        postprocessing: nnU-Net's postprocessing.json or .pkl in place of the bundle's own rules, False for none. None
+            takes the rules of a single bundle, and none for an ensemble.
     """
-    from trtbuild.steps.predict import open_predictor
+    from trtbuild.steps.predict import open_predictor, rules_from
 
-    return open_predictor(Path(bundle), backend=backend, folds=_fold_names(folds), threads=threads)
+    paths = [bundle] if isinstance(bundle, (str, PathLike)) else bundle
+    return open_predictor(
+        [Path(path) for path in paths],
+        backend=backend,
+        folds=_fold_names(folds),
+        threads=threads,
+        previous_stage=previous_stage,
+        weights=None if weights is None else tuple(weights),
+        vote=vote,
+        disagreement=disagreement,
+        postprocessing=() if postprocessing is False else rules_from(postprocessing),
+    )
+
+
+def _path(path: str | PathLike[str] | None) -> Path | None:
+    return None if path is None else Path(path)
 
 
 def _fold_names(folds: Sequence[str | int] | str | int | None) -> tuple[str, ...] | None:

@@ -29,22 +29,24 @@ def output_error(error: OSError, path: Path) -> OutputError:
     )
 
 
+PREFIX, MARK = ".trtbuild-", ".partial"
+
+
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`, with the same ending; renames it when the block ends well.
 
-    On any exception, Ctrl-C included, the temporary file is removed and `path` stays as it was.
+    On any exception, Ctrl-C included, the temporary file is removed and `path` stays as it was. The file is locked as
+    long as its writer lives, so that `remove_strays` can tell what a killed process left behind. The block must write
+    into the file, not put another one in its place.
 
     Raises:
         OutputError: the system refused to create, write or rename.
     """
-    ending = "".join(path.suffixes[-2:])
     try:
-        handle, name = tempfile.mkstemp(prefix=".", suffix=".partial" + ending, dir=path.parent)
-        os.close(handle)
+        handle, partial = _locked_temporary(path)
     except OSError as error:
         raise output_error(error, path) from error
-    partial = Path(name)
     try:
         partial.chmod(0o666 & ~_umask())
         yield partial
@@ -52,7 +54,72 @@ def whole_file(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise output_error(error, path) from error
     finally:
+        os.close(handle)
         partial.unlink(missing_ok=True)
+
+
+def _locked_temporary(path: Path) -> tuple[int, Path]:
+    """A new file beside `path`, open and locked."""
+    while True:
+        handle, name = tempfile.mkstemp(prefix=PREFIX, suffix=MARK + "".join(path.suffixes[-2:]), dir=path.parent)
+        _lock(handle, wait=True)
+        if os.path.lexists(name):
+            return handle, Path(name)
+        os.close(handle)  # `remove_strays` of another process took it for a stray before it was locked
+
+
+def remove_strays(folder: Path) -> int:
+    """Removes the temporary files in `folder` whose writers are dead, and returns how many there were.
+
+    Nothing is removed where the system has no file locks (flock), or the file system does not do them.
+    """
+    with os.scandir(folder) as entries:
+        names = [e.path for e in entries if e.name.startswith(PREFIX) and MARK in e.name]
+    return sum(map(_removed_stray, names))
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Only one process at a time is in this block for the same folder; without effect where there are no locks."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # a folder that cannot be opened as a file (Windows)
+        yield
+        return
+    try:
+        _lock(handle, wait=True)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _removed_stray(path: str) -> bool:
+    try:
+        handle = os.open(path, os.O_RDWR)
+    except OSError:  # finished in this moment, or somebody else's
+        return False
+    try:
+        if not _lock(handle):
+            return False
+        os.unlink(path)  # while it is locked: who makes it at this moment waits, and then sees that it is gone
+    except FileNotFoundError:  # it has got its final name
+        return False
+    finally:
+        os.close(handle)
+    return True
+
+
+def _lock(handle: int, *, wait: bool = False) -> bool:
+    """Takes the lock of an open file until it is closed; False where another process has it, or there are no locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True
 
 
 def _umask() -> int:

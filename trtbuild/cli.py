@@ -14,6 +14,7 @@ import click
 
 import trtbuild
 from trtbuild.commands.compile import clean_command, compile_command, export_command
+from trtbuild.commands.evaluate import evaluate_command
 from trtbuild.commands.look import doctor_command, inspect_command
 from trtbuild.commands.predict import predict_command
 from trtbuild.commands.shared import CONTEXT, Interrupts
@@ -50,7 +51,15 @@ def main() -> None:
     """
 
 
-for verb in (compile_command, export_command, clean_command, predict_command, inspect_command, doctor_command):
+for verb in (
+    compile_command,
+    export_command,
+    clean_command,
+    predict_command,
+    evaluate_command,
+    inspect_command,
+    doctor_command,
+):
     main.add_command(verb)
 
 

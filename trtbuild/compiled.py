@@ -1,4 +1,7 @@
-"""Loops that Numba compiles: without the GIL, and kept on disk where that is possible. A leaf; import it late."""
+"""Loops that Numba compiles: without the GIL, and kept on disk where that is possible. A leaf; import it late.
+
+Numba notices a change of the file that a loop stands in, not of the files whose functions went into it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,10 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from llvmlite import ir as ir
 from numba import njit
+from numba import types as types
+from numba.extending import intrinsic
 
 NO_CACHE = "cannot cache function"  # how Numba's RuntimeError begins where it finds no folder that it may write to
 
@@ -29,3 +35,8 @@ def compiled(function: Callable[..., Any]) -> Any:
             stacklevel=1,  # one place for all functions: Python then shows the warning once
         )
         return njit(nogil=True)(function)
+
+
+def llvm(function: Callable[..., Any]) -> Any:
+    """A function for compiled loops to call, which gives its types and writes its own LLVM code with `ir`."""
+    return intrinsic(function)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -28,18 +29,45 @@ def check_folds(folds: tuple[str, ...] | None) -> None:
         )
 
 
+def check_weights(weights: tuple[float, ...] | None, members: int) -> tuple[float, ...]:
+    """One positive finite weight per member of an ensemble (None: 1 each), else TrtbuildError."""
+    if members < 1:
+        raise TrtbuildError("No bundle was given.", hint="trtbuild predict BUNDLE -i IMAGES -o FOLDER")
+    if weights is None:
+        return (1.0,) * members
+    if len(weights) != members or not all(0 < weight < math.inf for weight in weights):
+        raise TrtbuildError(
+            "The weights do not fit the ensemble.",
+            expected=f"{members} positive numbers, one per bundle",
+            got=", ".join(f"{weight:g}" for weight in weights) or "none",
+        )
+    return weights
+
+
 @dataclass(frozen=True, kw_only=True)
 class CompileConfig:
-    """From a trained-model folder, or a bundle whose networks are taken over, to a bundle.
+    """From a trained model, or a bundle whose networks are taken over, to a bundle.
 
+    `model` is a trained-model folder, a zip of nnU-Net, or a bundle. Without it the model is looked up below
+    `nnUNet_results` by `dataset`, `configuration`, `trainer` and `plans` (None: nnU-Net's defaults), which also choose
+    among the models of a zip. `previous_stage` is the model (folder or zip) of a cascade's first stage, which then goes
+    into the same bundle. `network` is an importable factory, "module:function", in place of the network of plans and
+    trainer. `postprocessing` is a file of nnU-Net's (postprocessing.json or .pkl).
     `folds` None means nnU-Net's default: all numbered folds. `backends` are built in this order; "auto" takes the
     first CPU backend that is installed. `threads` None means what this process may use.
     """
 
-    model: Path
+    model: Path | None = None
     output: Path
+    dataset: str | None = None
+    configuration: str | None = None
+    trainer: str | None = None
+    plans: str | None = None
     folds: tuple[str, ...] | None = None
     checkpoint: str = "checkpoint_final.pth"
+    previous_stage: Path | None = None
+    network: str | None = None
+    postprocessing: Path | None = None
     backends: tuple[str, ...] = ("auto",)
     precision: CpuPrecision = "fp32"
     threads: int | None = None
@@ -65,13 +93,18 @@ class CompileConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig:
-    """From a bundle and images to segmentations.
+    """From bundles and images to segmentations.
 
-    `inputs` are a folder, image files or case lists. `folds` None means all folds of the bundle. `continue_prediction`
-    keeps finished outputs of an earlier run with the same bundle and settings.
+    Several `bundles` are an ensemble, with one weight each (None: equal ones). `inputs` are a folder, image files, case
+    lists or DICOM series; `part_id` of `num_parts` takes every num_parts-th case. `folds` None means all folds of the
+    bundles. `continue_prediction` keeps finished outputs of an earlier run with the same bundles and settings.
+    `previous_stage` is a folder with the labels of a cascade's first stage. `postprocessing` is a file of nnU-Net's in
+    place of the bundle's own rules; Path("none") does without. `max_memory` is in bytes, for the whole process tree.
+    `preparing` and `writing` are 0 to do that in turn with the network, else beside it. `dicom_seg` writes DICOM
+    segmentations, too.
     """
 
-    bundle: Path
+    bundles: tuple[Path, ...]
     inputs: tuple[Path, ...]
     output: Path
     folds: tuple[str, ...] | None = None
@@ -81,11 +114,36 @@ class PredictConfig:
     save_probabilities: bool = False
     continue_prediction: bool = False
     threads: int | None = None
+    weights: tuple[float, ...] | None = None
+    vote: Literal["soft", "hard"] = "soft"
+    disagreement: bool = False
+    previous_stage: Path | None = None
+    postprocessing: Path | None = None
+    max_memory: int | None = None
+    num_parts: int = 1
+    part_id: int = 0
+    preparing: int = 1
+    writing: int = 1
+    dicom_seg: bool = False
 
     def __post_init__(self) -> None:
         check_threads(self.threads)
         check_folds(self.folds)
+        check_weights(self.weights, len(self.bundles))
         if not 0 < self.step_size <= 1:
             raise TrtbuildError("The step size is out of range.", expected="0 < step size <= 1", got=self.step_size)
         if not self.inputs:
             raise TrtbuildError("No input was given.", hint="-i FOLDER, image files, or a case list")
+        if not 0 <= self.part_id < self.num_parts:
+            raise TrtbuildError(
+                "There is no such part.", expected=f"part 0 to {self.num_parts - 1} of {self.num_parts}",
+                got=self.part_id,
+            )  # fmt: skip
+        if self.vote == "hard" and self.save_probabilities:
+            raise TrtbuildError(
+                "A hard vote has no probabilities.",
+                got="--vote hard and --save_probabilities",
+                hint="leave one of them out",
+            )
+        if self.max_memory is not None and self.max_memory < 1:
+            raise TrtbuildError("The memory limit is out of range.", expected="bytes >= 1", got=self.max_memory)

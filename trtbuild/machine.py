@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -68,6 +68,21 @@ def available_memory(root: Path = Path("/")) -> int | None:
             if len(numbers) == 2 and numbers[0] != "max":
                 free.append(max(0, int(numbers[0]) - int(numbers[1])))
     return min(free, default=None)
+
+
+def memory_in_use(processes: Sequence[int] = ()) -> int:
+    """Bytes that this process and `processes` hold: shared pages count by their share (PSS); 0 where it is unknown.
+
+    A process that has ended counts nothing.
+    """
+    return sum(_proportional_set("self" if pid is None else str(pid)) for pid in (None, *processes))
+
+
+def _proportional_set(process: str) -> int:
+    for line in _lines(Path(f"/proc/{process}/smaps_rollup")):
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    return 0
 
 
 @cache

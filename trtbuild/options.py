@@ -15,6 +15,8 @@ import click
 FOLD_WORD = re.compile(r"^(\d+(,\d+)*,?|all)$")
 DASH_WORD = re.compile(r"^-[A-Za-z]")
 OPTION_WORD = re.compile(r"^-.")
+WEIGHT_WORD = re.compile(r"^\d+(\.\d*)?(,\d+(\.\d*)?)*$", re.ASCII)
+SIZE_WORD = re.compile(r"^(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?$", re.ASCII | re.IGNORECASE)
 
 
 def _no_argument(ctx: click.Context, name: str) -> click.BadOptionUsage:
@@ -106,3 +108,42 @@ class FoldOption(GreedyOption):
         if "all" in folds and len(folds) > 1:
             raise click.BadParameter("all cannot be combined with other folds.", ctx=ctx, param=param)
         return tuple(folds) or None
+
+
+class WeightsOption(GreedyOption):
+    """`--weights 2 1`, `--weights 2,1`: a tuple of numbers, None where not given."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs |= {"multiple": True, "callback": self._weights}
+        super().__init__(*args, **kwargs)
+
+    def takes(self, word: str) -> bool:
+        """Numbers, and lists of numbers with commas."""
+        return WEIGHT_WORD.match(word) is not None
+
+    @staticmethod
+    def _weights(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[float, ...] | None:
+        words = [word for some in value for word in some.split(",") if word]
+        for word in words:
+            if not WEIGHT_WORD.match(word):
+                raise click.BadParameter(f"{word!r} is no weight: expected positive numbers.", ctx=ctx, param=param)
+        return tuple(map(float, words)) or None
+
+
+class BytesType(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions of click
+    """A size in bytes: 8G, 512M, 1.5GiB, 2000000000; K, M, G, T are powers of 1024, as in `docker run -m`."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number of bytes."""
+        if isinstance(value, int):
+            return value
+        match = SIZE_WORD.match(value)
+        size = int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ")) if match else 0
+        if size < 1:
+            self.fail(f"{value!r} is no size: expected a number with K, M, G or T, such as 8G.", param, ctx)
+        return size
+
+
+BYTES = BytesType()

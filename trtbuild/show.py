@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from trtbuild.steps.cases import Events, Outcome
+    from trtbuild.steps.ending import Outcome
+    from trtbuild.steps.flow import Events
+    from trtbuild.steps.planning import CasePlan
 
 STAGES = {
     "read": "reading",
@@ -63,7 +65,7 @@ def steps(*, quiet: bool) -> Iterator[Callable[[str], None]]:
 @contextlib.contextmanager
 def cases(*, quiet: bool) -> Iterator[Events]:
     """Progress of a folder run on stderr: bars on a terminal, a line per case elsewhere."""
-    from trtbuild.steps.cases import Events
+    from trtbuild.steps.flow import Events
 
     if quiet:
         yield Events()
@@ -76,34 +78,47 @@ def cases(*, quiet: bool) -> Iterator[Events]:
         yield events
 
 
-def _started_line(count: int, predictor: Any) -> str:
-    info = predictor.describe()
-    folds = len(predictor.runners)
-    return (
-        f"{count} case{'s' * (count != 1)}, {folds} fold{'s' * (folds != 1)}, "
-        f"{info.backend} {info.version} in {info.inference_precision} on {info.device}"
-    )
+def _started_lines(count: int, predictor: Any) -> list[str]:
+    """What was not taken and why, and what runs: one line per model."""
+    lines = [f"not {name}: {reason}" for model in predictor.models for name, reason in model.refused]
+    lines.append(f"{count} case{'s' * (count != 1)}")
+    for model in predictor.models:
+        for stage in model.stages:
+            info, folds = stage.runners[0].describe(), len(stage.runners)
+            lines.append(
+                f"{stage.spec.configuration}, {folds} fold{'s' * (folds != 1)}: "
+                f"{info.backend} {info.version} in {info.inference_precision} on {info.device}"
+            )
+    return lines
 
 
-def _refused_lines(predictor: Any) -> list[str]:
-    return [f"not {name}: {reason}" for name, reason in predictor.refused]
+def _plan_line(plan: CasePlan) -> str:
+    """The memory that a case will take, and what was changed to make it fit."""
+    if plan.peak is None:
+        return f"{plan.case}: its size is not known before it is read"
+    adapted = f"; to fit: {', '.join(plan.adapted)}" if plan.adapted else ""
+    return f"{plan.case}: up to {plan.peak / 1e9:.2f} GB of memory{adapted}"
 
 
 def _plain_events(screen: Console) -> Events:
-    from trtbuild.steps.cases import Events
+    from trtbuild.steps.flow import Events
 
     def started(count: int, predictor: Any) -> None:
-        for line in [*_refused_lines(predictor), _started_line(count, predictor)]:
+        for line in _started_lines(count, predictor):
             screen.print(line)
 
-    return Events(started=started, case_ended=lambda outcome: screen.print(_outcome_line(outcome)))
+    return Events(
+        started=started,
+        case_started=lambda plan: screen.print(_plan_line(plan)),
+        case_ended=lambda outcome: screen.print(_outcome_line(outcome)),
+    )
 
 
 @contextlib.contextmanager
 def _bars(screen: Console) -> Iterator[Events]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from trtbuild.steps.cases import Events
+    from trtbuild.steps.flow import Events
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=screen, transient=True) as bars:
@@ -111,7 +126,7 @@ def _bars(screen: Console) -> Iterator[Events]:
         windows = bars.add_task("", total=None)
 
         def started(count: int, predictor: Any) -> None:
-            for line in [*_refused_lines(predictor), _started_line(count, predictor)]:
+            for line in _started_lines(count, predictor):
                 screen.print(line)
             bars.update(overall, total=count)
 
@@ -122,7 +137,12 @@ def _bars(screen: Console) -> Iterator[Events]:
         def progress(stage: str, done: int, total: int) -> None:
             bars.update(windows, description=f"  {STAGES[stage]}", completed=done, total=total)
 
-        yield Events(started=started, case_ended=ended, progress=progress)
+        yield Events(
+            started=started,
+            case_started=lambda plan: screen.print(_plan_line(plan)),
+            case_ended=ended,
+            progress=progress,
+        )
 
 
 def _outcome_line(outcome: Outcome) -> str:

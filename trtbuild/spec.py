@@ -236,7 +236,10 @@ class Profile:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes that an engine needs while it runs: on the host, and on the device per batch size."""
+    """Bytes that running adds to an opened engine: on the host, and on the device per batch size.
+
+    Activations, and the input and output of all windows that are under way at once.
+    """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
     host: int | None

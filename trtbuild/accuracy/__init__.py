@@ -1,11 +1,11 @@
 """How equal is equal.
 
-Does: measures agreement of segmentations and logits, and holds every tolerance with its reason.
-Takes: arrays. Gives: numbers and verdicts.
+Does: measures agreement of segmentations, surfaces and logits, and holds every tolerance with its reason.
+Takes: arrays. Gives: numbers, nnU-Net's summary of them, and verdicts.
 May touch: nothing. It knows no engines and no files.
 """
 
-from trtbuild.accuracy.metrics import dice, differing_voxels
+from trtbuild.accuracy.metrics import Overlap, dice, differing_voxels, overlaps
 from trtbuild.accuracy.tolerances import LOGIT_TOLERANCE, logit_error
 
-__all__ = ["LOGIT_TOLERANCE", "dice", "differing_voxels", "logit_error"]
+__all__ = ["LOGIT_TOLERANCE", "Overlap", "dice", "differing_voxels", "logit_error", "overlaps"]

@@ -24,6 +24,10 @@ MAX_ELEMENTS = 2**31 - 1
 MAX_BATCH = 4096
 """Largest batch of a profile; measured ones are below 64."""
 
+SHARED_BY_STAGES = ("dataset", "channels", "labels", "reader", "file_ending")
+"""Facts in which the two stages of a cascade agree: they see the same image, and the labels of the first are an input
+of the second."""
+
 _DTYPES = ("float32", "float16", "bfloat16")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
@@ -46,6 +50,7 @@ def check_manifest(manifest: Manifest) -> None:
                  "which one runs", got=key, where=f"engines[{n}].backend")  # fmt: skip
         built.add(key)
     _check_goldens(manifest, networks)
+    _check_postprocessing(manifest)
     _check_provenance(manifest.provenance)
 
 
@@ -96,6 +101,10 @@ def _check_stages(manifest: Manifest) -> None:
         _require(second.previous_stage == first.configuration, "The second stage does not follow the first.",
                  expected=first.configuration, got=second.previous_stage,
                  where="stages[1].spec.previous_stage")  # fmt: skip
+        for fact in SHARED_BY_STAGES:
+            _require(getattr(first, fact) == getattr(second, fact), f"The stages differ in {fact}.",
+                     expected=getattr(first, fact), got=getattr(second, fact),
+                     where=f"stages[1].spec.{fact}")  # fmt: skip
 
 
 def _check_stage(stage: Stage, where: str) -> None:
@@ -193,6 +202,20 @@ def _check_goldens(manifest: Manifest, networks: Mapping[str, ModelSpec]) -> Non
                  got=spacing, where=f"{where}.spacing")  # fmt: skip
         _check_listed(golden.input, ".npy", manifest.files, f"{where}.input")
         _check_listed(golden.output, ".npy", manifest.files, f"{where}.output")
+
+
+def _check_postprocessing(manifest: Manifest) -> None:
+    """The labels that a step keeps or writes must be labels of the model."""
+    labels = manifest.stages[-1].spec.labels
+    known = {*labels.values, *labels.foreground}
+    for n, step in enumerate(manifest.postprocessing):
+        where = f"postprocessing[{n}]"
+        _require(bool(step.labels) and len(set(step.labels)) == len(step.labels) and known.issuperset(step.labels),
+                 "The labels of a post-processing step are not the model's.", got=step.labels, where=f"{where}.labels",
+                 expected=f"distinct labels out of {short(sorted(known))}")  # fmt: skip
+        _require(step.background not in step.labels and step.background in known | {0},
+                 "The background of a post-processing step is wrong.", got=step.background, where=f"{where}.background",
+                 expected="0, or a label that is not among the step's own")  # fmt: skip
 
 
 def _check_provenance(provenance: Provenance) -> None:

@@ -26,7 +26,7 @@ class Golden:
 
     "patch": a batch (B, C, *patch) and the logits (B, heads, *patch) that the network with id `network` gives for it.
     "case": a small whole image (C, Z, Y, X) as read from a file, with its `spacing` (mm, in z, y, x), and its
-    segmentation (Z, Y, X); `network` is None.
+    segmentation (Z, Y, X) without mirroring, after all stages and the post-processing; `network` is None.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
@@ -51,7 +51,8 @@ class Provenance:
     """Where the bundle comes from.
 
     `trtbuild` is the version that wrote it, `created` UTC as 2026-01-31T12:00:00Z, `model` the name of the source
-    folder, `sources` the SHA-256 of every source file by its path in that folder, `versions` those of the packages.
+    folder or zip, `sources` the SHA-256 of every source file by its path in that folder (those of a cascade's first
+    stage below `previous_stage/`), `notes` what was chosen or assumed for the user, `versions` those of the packages.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
@@ -62,6 +63,7 @@ class Provenance:
     trainer: str
     checkpoint: str
     sources: Mapping[str, str]
+    notes: tuple[str, ...] = ()
     versions: Mapping[str, str]
 
 

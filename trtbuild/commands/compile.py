@@ -13,19 +13,31 @@ from trtbuild.commands.shared import FOLDER, command, interruptible
 from trtbuild.config import CompileConfig
 from trtbuild.options import FoldOption
 
+FACTORY_HELP = (
+    "module:function that builds the network, in place of plans.json and the trainer: usually the trainer's own, "
+    "my_trainers:MyTrainer.build_network_architecture. The module is imported, so PYTHONPATH must lead to it. The "
+    "function gets by name, as far as it asks: architecture_class_name, arch_init_kwargs, arch_init_kwargs_req_import, "
+    "num_input_channels, num_output_channels, enable_deep_supervision (False), dataset_json, plans_manager, "
+    "configuration_manager."
+)
+
 
 def model_options(function: Callable[..., None]) -> Callable[..., None]:
-    """The options that say what to take from a trained-model folder."""
-    for option in (
+    """The argument and the options that say which trained model to take and what of it."""
+    decorators = (
+        click.argument("model", type=FOLDER, required=False),
         click.option(
-            "--assume-plans-architecture",
-            is_flag=True,
-            help="Your word that a trainer that trtbuild does not know uses the network of plans.json.",
+            "-d", "dataset", metavar="DATASET", help="Dataset123_NAME or 123, looked up below nnUNet_results."
         ),
+        click.option("-c", "configuration", metavar="CONFIG", help="Configuration: 2d, 3d_fullres, …"),
+        click.option("-tr", "trainer", metavar="TRAINER", help="Trainer. Default with -d alone: nnUNetTrainer."),
+        click.option("-p", "plans", metavar="PLANS", help="Plans. Default with -d alone: nnUNetPlans."),
         click.option(
-            "--trust-checkpoint",
-            is_flag=True,
-            help="Allow the checkpoint and the plans to run code of their own. Only for files you made.",
+            "-f",
+            "folds",
+            cls=FoldOption,
+            metavar="FOLDS",
+            help="Folds: -f 0 1 2, -f 0,1,2 or -f all. Default: all numbered folds.",
         ),
         click.option(
             "-chk",
@@ -35,22 +47,39 @@ def model_options(function: Callable[..., None]) -> Callable[..., None]:
             metavar="FILE",
             help="Checkpoint inside every fold.",
         ),
+        click.option("--network", metavar="MODULE:FUNCTION", help=FACTORY_HELP),
         click.option(
-            "-f",
-            "folds",
-            cls=FoldOption,
-            metavar="FOLDS",
-            help="Folds: -f 0 1 2, -f 0,1,2 or -f all. Default: all numbered folds.",
+            "--trust-checkpoint",
+            is_flag=True,
+            help="Allow the checkpoint and the plans to run code of their own. Only for files you made.",
         ),
-    ):
-        function = option(function)
+        click.option(
+            "--assume-plans-architecture",
+            is_flag=True,
+            help="Your word that a trainer that trtbuild does not know uses the network of plans.json.",
+        ),
+    )
+    for decorator in reversed(decorators):
+        function = decorator(function)
     return function
 
 
 @command("compile")
-@click.argument("model", type=FOLDER)
-@click.option("-o", "output", type=FOLDER, required=True, help="The bundle to write, NAME.trtb.")
 @model_options
+@click.option("-o", "output", type=FOLDER, required=True, help="The bundle to write, NAME.trtb.")
+@click.option(
+    "--previous-stage",
+    "previous_stage",
+    type=FOLDER,
+    metavar="MODEL",
+    help="For a cascade: the model (folder or zip) of the first stage, for one bundle that runs both.",
+)
+@click.option(
+    "--postprocessing",
+    type=FOLDER,
+    metavar="FILE",
+    help="postprocessing.json or postprocessing.pkl of nnU-Net, applied by predict. A pickle is not executed.",
+)
 @click.option(
     "--backend",
     "backends",
@@ -72,10 +101,12 @@ def model_options(function: Callable[..., None]) -> Callable[..., None]:
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 def compile_command(as_json: bool, no_tune: bool, **options: Any) -> None:
-    """Make a bundle of a trained-model folder, or of a bundle with other engines.
+    """Make a bundle of a trained model, or of a bundle with other engines.
 
-    MODEL is a folder <Trainer>__<Plans>__<configuration> as nnU-Net left it. Every fold is exported to ONNX, cleaned,
-    compared with PyTorch, built for the backend and compared again.
+    MODEL is a folder <Trainer>__<Plans>__<configuration> as nnU-Net left it, a zip made by
+    nnUNetv2_export_model_to_zip (of several models in it -d, -c, -tr and -p choose one), or a bundle. Without it, -d
+    and -c name a model below nnUNet_results. Every fold is exported to ONNX, cleaned, compared with PyTorch, built for
+    the backend and compared again.
     """
     from trtbuild.steps.compile import compile_bundle
     from trtbuild.steps.inspect import overview
@@ -87,18 +118,31 @@ def compile_command(as_json: bool, no_tune: bool, **options: Any) -> None:
 
 
 @command("export")
-@click.argument("model", type=FOLDER)
-@click.option("-o", "output", type=FOLDER, required=True, help="Folder for the ONNX files.")
 @model_options
+@click.option("-o", "output", type=FOLDER, required=True, help="Folder for the ONNX files.")
 @click.option("--overwrite", is_flag=True, help="Write into a folder that is not empty.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
-def export_command(model: Path, output: Path, overwrite: bool, as_json: bool, **options: Any) -> None:
-    """Export every fold to ONNX (opset 20, dynamic batch), compared with PyTorch."""
-    from trtbuild.source import SourceConfig
+def export_command(
+    model: Path | None,
+    dataset: str | None,
+    configuration: str | None,
+    trainer: str | None,
+    plans: str | None,
+    output: Path,
+    overwrite: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Export every fold to ONNX (opset 20, dynamic batch), compared with PyTorch.
+
+    MODEL is a trained-model folder or a zip of nnU-Net. Without it, -d and -c name a model below nnUNet_results.
+    """
+    from trtbuild.source import ModelName, SourceConfig
     from trtbuild.steps.export import export_folder
 
+    name = ModelName(dataset=dataset, configuration=configuration, trainer=trainer, plans=plans)
     with show.steps(quiet=as_json) as report:
-        config = SourceConfig(folder=model, **options)
+        config = SourceConfig(folder=model, name=name, **options)
         files = export_folder(config, output, overwrite=overwrite, report=interruptible(report))
     facts = [{"fold": f.fold, "file": str(f.file), "max_error": f.max_error} for f in files]
     show.json_or(as_json, {"networks": facts}, lambda: show.exported(facts))

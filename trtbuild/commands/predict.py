@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import click
@@ -12,22 +11,25 @@ from trtbuild import show
 from trtbuild.commands.shared import FOLDER, command, interruptible
 from trtbuild.config import PredictConfig
 from trtbuild.errors import InputError, SomeCasesFailed, TrtbuildError
-from trtbuild.options import FoldOption, InputsOption
+from trtbuild.options import BYTES, FoldOption, InputsOption, WeightsOption
 from trtbuild.spec import json_from_value
+
+DICOM = "dicom_seg"
 
 
 @command("predict")
-@click.argument("bundle", type=FOLDER)
+@click.argument("bundles", metavar="BUNDLE...", type=FOLDER, nargs=-1, required=True)
 @click.option(
     "-i",
     "inputs",
     cls=InputsOption,
     type=FOLDER,
     required=True,
-    help="A folder with case_0000 files, image files, or case lists (.json, .txt): all words up to the next option.",
+    help="A folder with case_0000 files, image files, case lists (.json, .txt), or DICOM series (a folder of slices, "
+    "or of such folders): all words up to the next option.",
 )
 @click.option("-o", "output", type=FOLDER, required=True, help="Output folder; it is made if needed.")
-@click.option("-f", "folds", cls=FoldOption, metavar="FOLDS", help="Folds of the bundle to use. Default: all.")
+@click.option("-f", "folds", cls=FoldOption, metavar="FOLDS", help="Folds of the bundles to use. Default: all.")
 @click.option(
     "-step_size",
     "step_size",
@@ -40,8 +42,56 @@ from trtbuild.spec import json_from_value
 @click.option("--save_probabilities", is_flag=True, help="Also write case.npz and case.pkl, as nnU-Net does.")
 @click.option("--continue_prediction", "--c", is_flag=True, help="Keep the finished cases of an interrupted run.")
 @click.option(
-    "-prev_stage_predictions", "previous_stage", type=FOLDER, help="Predictions of the previous stage of a cascade."
+    "-prev_stage_predictions",
+    "previous_stage",
+    type=FOLDER,
+    help="Folder with predictions of a cascade's first stage, in place of running it.",
 )
+@click.option(
+    "--weights", cls=WeightsOption, metavar="NUMBERS", help="Of an ensemble's bundles: --weights 2 1. Default: equal."
+)
+@click.option(
+    "--vote",
+    type=click.Choice(["soft", "hard"]),
+    default="soft",
+    show_default=True,
+    help="How an ensemble decides: mean of the probabilities (nnU-Net's way), or most labels.",
+)
+@click.option("--disagreement", is_flag=True, help="Also write a map of the entropy, 0 to 1: OUTPUT/disagreement/case.")
+@click.option(
+    "--postprocessing",
+    type=FOLDER,
+    metavar="FILE",
+    help="nnU-Net's postprocessing.json or .pkl (which is read, not run) in place of the bundle's rules; or none.",
+)
+@click.option(
+    "-ot",
+    "--output-type",
+    "output_type",
+    type=click.Choice(["nnunet", DICOM]),
+    default="nnunet",
+    show_default=True,
+    help=f"Of the segmentations: the model's own file ending, or {DICOM} (for DICOM input) beside it.",
+)
+@click.option(
+    "--max-memory",
+    "max_memory",
+    type=BYTES,
+    metavar="SIZE",
+    help="Of all processes together, such as 8G. A case that would need more is adapted or refused. Default: what is "
+    "free.",
+)
+@click.option("-num_parts", "num_parts", type=click.IntRange(1), default=1, help="Split the cases into so many parts.")
+@click.option("-part_id", "part_id", type=click.IntRange(0), default=0, help="The part to predict, from 0.")
+@click.option(
+    "-npp",
+    "preparing",
+    type=click.IntRange(0),
+    default=1,
+    show_default=True,
+    help="0 reads and prepares in turn with the network, any other number beside it.",
+)
+@click.option("-nps", "writing", type=click.IntRange(0), default=1, show_default=True, help="The same for writing.")
 @click.option(
     "--backend",
     default="auto",
@@ -51,18 +101,17 @@ from trtbuild.spec import json_from_value
 )
 @click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: those of the engine's record.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
-def predict_command(as_json: bool, disable_tta: bool, previous_stage: Path | None, **options: Any) -> None:
-    """Segment images with a bundle. Outputs have nnU-Net's names and types."""
+def predict_command(as_json: bool, disable_tta: bool, output_type: str, **options: Any) -> None:
+    """Segment images with a bundle, or with several as an ensemble. Outputs have nnU-Net's names and types.
+
+    \b
+      trtbuild predict brain.trtb -i imagesTs -o out
+      trtbuild predict 2d.trtb 3d.trtb -i imagesTs -o out            an ensemble
+      trtbuild predict lung.trtb -i dicom_folder -o out -ot dicom_seg
+    """
     from trtbuild.steps.cases import predict_cases
 
-    if previous_stage is not None:
-        raise InputError(
-            "The bundle is not the second stage of a cascade.",
-            got="-prev_stage_predictions",
-            where=options["bundle"],
-            hint="leave the option out",
-        )
-    config = PredictConfig(mirroring=not disable_tta, **options)
+    config = PredictConfig(mirroring=not disable_tta, dicom_seg=output_type == DICOM, **options)
     with show.cases(quiet=as_json) as events:
         summary = predict_cases(config, replace(events, progress=interruptible(events.progress)))
     facts = json_from_value(summary)

@@ -133,14 +133,18 @@ def _channels_and_patch(network: NetworkRecord) -> tuple[int, ...]:
 
 
 def _checked_memory(record: BuildRecord, open_engine: Callable[[BuildRecord], Runner], model: Path) -> int | None:
-    """Open and run once: the logits of noise must be finite. Gives the peak memory of that, where it can be told."""
+    """Open and run with everything under way that `stream` allows: the logits of noise must be finite.
+
+    Gives the bytes that running adds to the opened engine, where that can be told: activations and the windows' buffers.
+    """
 
     def work() -> None:
-        with open_engine(record) as runner:
-            info = runner.describe()
-            for logits in runner.stream([noise(info.batch, info.inputs.shape)] * info.parallel):
-                if not np.isfinite(logits).all():
-                    raise NonFinite("The network returns NaN or infinity for normal noise.", expected="finite logits",
-                                    where=f"{model}, {record.backend} ({record.inference_precision})")  # fmt: skip
+        for logits in runner.stream([batch] * (info.parallel + 2)):
+            if not np.isfinite(logits).all():
+                raise NonFinite("The network returns NaN or infinity for normal noise.", expected="finite logits",
+                                where=f"{model}, {record.backend} ({record.inference_precision})")  # fmt: skip
 
-    return peak_bytes(work)
+    with open_engine(record) as runner:
+        info = runner.describe()
+        batch = noise(info.batch, info.inputs.shape)
+        return peak_bytes(work)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import numpy as np
 
 from trtbuild.spec import ModelSpec
-from trtbuild.volume import CaseGrid, segmentation_from_logits
+from trtbuild.volume import CaseGrid
 
 
 @contextmanager
@@ -39,14 +40,17 @@ def loops_loading(spec: ModelSpec) -> Iterator[None]:
 
 def _run_once(spec: ModelSpec) -> None:
     """Every loop once, with the types that a case has."""
-    from trtbuild.stitch.accumulate import add_window, divide_by_weights
+    from trtbuild.stitch.accumulate import add_window, empty_accumulator
+    from trtbuild.volume.back import empty_segmentation, label_slices, probability_block, way_back
 
     heads = spec.labels.heads
-    total = np.zeros((heads, 2, 2, 2), dtype=np.float32)
-    ones = np.ones(2, dtype=np.float32)
-    add_window(total, np.ones_like(total), (ones, ones, ones), (0, 0, 0), (False, False, False))
-    wide = np.ones(2)
-    divide_by_weights(total, (wide, wide, wide), 1)
     box = (slice(1, 3), slice(1, 3), slice(1, 3))
     grid = CaseGrid(shape=(4, 4, 4), box=box, spacing=(1.0,) * 3, target=(1.0,) * 3, resampled=(2, 2, 2))
-    segmentation_from_logits(total, grid, spec, threads=1)
+    way, crop = way_back(grid, spec), empty_segmentation(grid, spec)[box]
+    ones, window = np.ones(2, dtype=np.float32), np.ones((heads, 2, 2, 2), dtype=np.float32)
+    kinds: tuple[Literal["float32", "float16"], ...] = ("float32", "float16")  # which, is chosen case by case
+    for kind in kinds:
+        total = empty_accumulator((heads, 2, 2, 2), kind)
+        add_window(total, window, (ones, ones, ones), (0, 0, 0), (False, False, False))
+        label_slices(total, 0, way, crop, 0, 2, threads=1)
+        probability_block(total, way, (slice(0, 2), slice(0, 2), slice(0, 2)))

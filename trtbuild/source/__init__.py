@@ -7,7 +7,9 @@ code of the model's maker without the user's word.
 
 from trtbuild.source.export import INPUT, OPSET, OUTPUT, ExportedNetwork
 from trtbuild.source.model import ExportedModel, ExportedNetworks, SourceConfig, export_model
+from trtbuild.source.names import ModelName
 from trtbuild.source.plans import spec_from_plans
+from trtbuild.source.zipped import is_zip
 
 __all__ = [
     "INPUT",
@@ -16,7 +18,9 @@ __all__ = [
     "ExportedModel",
     "ExportedNetwork",
     "ExportedNetworks",
+    "ModelName",
     "SourceConfig",
     "export_model",
+    "is_zip",
     "spec_from_plans",
 ]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from trtbuild.source.fields import Field
 from trtbuild.source.plans import configuration_from_plans
@@ -16,14 +16,26 @@ LEGACY_CLASSES = {
 }  # fmt: skip
 
 
+Fact = Literal["channels", "heads", "patch", "no deep supervision"]
+
+
+def _facts_of_a_unet() -> Mapping[str, Fact]:
+    return {"input_channels": "channels", "num_classes": "heads", "deep_supervision": "no deep supervision"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """A network class by dotted name. The arguments named in `imported` are dotted names (or None) themselves."""
+    """A network class by dotted name.
+
+    The arguments named in `imported` are dotted names (or None) themselves. `from_spec` names the arguments that are
+    facts of the model: input channels, heads, patch, and False for deep supervision.
+    """
 
     name: str
     arguments: Mapping[str, Any]
     imported: tuple[str, ...]
     where: str
+    from_spec: Mapping[str, Fact] = field(default_factory=_facts_of_a_unet)
 
 
 def architecture_from_plans(plans: Mapping[str, Any], configuration: str) -> Architecture:

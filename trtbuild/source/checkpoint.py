@@ -11,27 +11,29 @@ import hashlib
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from trtbuild.errors import ModelError, Untrusted
 from trtbuild.source.extras import require
 from trtbuild.source.fields import Field
+from trtbuild.source.files import ModelFile, file_on_disk
 
 if TYPE_CHECKING:
     import torch
 
 ZIP_MAGIC = b"PK\x03\x04"
-PREFIXES = ("module.", "_orig_mod.")  # left behind by DistributedDataParallel and torch.compile
+PREFIX = "module."  # left behind by DistributedDataParallel in front of every name
+WRAPPER = "_orig_mod"  # the part that torch.compile adds, in front or wherever a submodule was compiled
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """What inference needs of a checkpoint. The weights are mapped from the file where its format allows it."""
 
-    path: Path
+    file: ModelFile
     sha256: str
     weights: Mapping[str, torch.Tensor]
     configuration: str
@@ -40,11 +42,11 @@ class Checkpoint:
     fold: str | None
 
 
-def load_checkpoint(path: Path, *, trust: bool) -> Checkpoint:
+def load_checkpoint(source: Path | ModelFile, *, trust: bool) -> Checkpoint:
     """Reads a checkpoint of nnU-Net v2.
 
     Args:
-        path: the .pth file.
+        source: the .pth file; one inside a zip is read into memory whole.
         trust: let the file run code while it is read (`--trust-checkpoint`).
 
     Raises:
@@ -53,20 +55,24 @@ def load_checkpoint(path: Path, *, trust: bool) -> Checkpoint:
         MissingExtra: PyTorch is not installed.
     """
     require("torch")
+    file = file_on_disk(source) if isinstance(source, Path) else source
+    where = file.where
     try:
-        digest = _sha256(path)
-        content = _content(path, trust)
+        with file.open() as stream:
+            digest = _sha256(stream)
+            stream.seek(0)
+            content = _content(file, stream, trust)
     except OSError as error:
-        raise ModelError("The checkpoint cannot be read.", got=error, where=path) from error
+        raise ModelError("The checkpoint cannot be read.", got=error, where=where) from error
     if not isinstance(content, dict):
-        raise ModelError("The file is no checkpoint of nnU-Net.", expected="a dict", got=type(content), where=path)
-    checkpoint, name = Field(content, str(path)), path.name
+        raise ModelError("The file is no checkpoint of nnU-Net.", expected="a dict", got=type(content), where=where)
+    checkpoint = Field(content, str(where))
     arguments = checkpoint["init_args"]
     fold = arguments.get("fold")
     return Checkpoint(
-        path=path,
+        file=file,
         sha256=digest,
-        weights=_weights(checkpoint["network_weights"], name),
+        weights=_weights(checkpoint["network_weights"], file.name),
         configuration=arguments["configuration"].text(),
         trainer=checkpoint["trainer_name"].text(),
         mirror_axes=_mirror_axes(checkpoint.get("inference_allowed_mirroring_axes")),
@@ -74,18 +80,19 @@ def load_checkpoint(path: Path, *, trust: bool) -> Checkpoint:
     )
 
 
-def _content(path: Path, trust: bool) -> Any:
+def _content(file: ModelFile, stream: BinaryIO, trust: bool) -> Any:
     torch = require("torch")
-    with path.open("rb") as file:
-        is_zip = file.read(4) == ZIP_MAGIC  # what torch has written since 1.6; only such a file can be mapped
+    is_zip = stream.read(4) == ZIP_MAGIC  # what torch has written since 1.6; only such a file can be mapped
+    stream.seek(0)
+    mapped = is_zip and file.path is not None
     try:
         with torch.serialization.safe_globals(_allowed()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what they warn of is refused below, if it matters
-            return torch.load(path, map_location="cpu", weights_only=not trust, mmap=is_zip)
+            return torch.load(file.path if mapped else stream, map_location="cpu", weights_only=not trust, mmap=mapped)
     except MemoryError:
         raise
     except Exception as error:  # damaged pickles end in nearly every exception there is, OSError included
-        raise _read_error(error, path, refusable=not trust, is_zip=is_zip) from error
+        raise _read_error(error, file.where, refusable=not trust, is_zip=is_zip) from error
 
 
 def _read_error(error: Exception, path: Path, *, refusable: bool, is_zip: bool) -> ModelError:
@@ -130,8 +137,11 @@ def _weights(weights: Field, name: str) -> Mapping[str, Any]:
     if not tensors or not all(plain):
         raise ModelError("The weights are not a table of dense tensors by name.", where=weights.path,
                          got=sorted({type(value).__name__ for value in tensors.values()}) or "nothing")  # fmt: skip
-    while (prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in tensors)), None)) is not None:
-        tensors = {key[len(prefix) :]: tensor for key, tensor in tensors.items()}
+    names = plain_names(tensors)
+    if len(set(names.values())) != len(names):
+        raise ModelError("Two weights have the same name once torch.compile's marks are removed.", where=weights.path,
+                         expected="each weight once", got=f"{len(names)} weights")  # fmt: skip
+    tensors = {names[key]: tensor for key, tensor in tensors.items()}
     for key, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise ModelError("A weight is NaN or infinite.", expected="finite weights", got=key, where=weights.path,
@@ -149,9 +159,16 @@ def _mirror_axes(axes: Field | None) -> tuple[int, ...]:
     return numbers
 
 
-def _sha256(path: Path) -> str:
+def plain_names(names: Iterable[str]) -> dict[str, str]:
+    """Name -> what it would be had nobody wrapped the network: without the marks of torch.compile and DDP."""
+    plain = {name: ".".join(part for part in name.split(".") if part != WRAPPER) for name in names}
+    while plain and all(name.startswith(PREFIX) for name in plain.values()):
+        plain = {name: short[len(PREFIX) :] for name, short in plain.items()}
+    return plain
+
+
+def _sha256(stream: BinaryIO) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    while block := stream.read(1 << 20):
+        digest.update(block)
     return digest.hexdigest()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtbuild.errors import ModelError, Untrusted
 from trtbuild.source.architecture import Architecture
+from trtbuild.source.checkpoint import plain_names
 from trtbuild.source.extras import require
 from trtbuild.source.fields import listed
 from trtbuild.spec import ModelSpec
@@ -43,7 +44,9 @@ def network_from_architecture(architecture: Architecture, spec: ModelSpec, *, tr
             arguments[key] = _located(arguments[key], f"{architecture.where}.arch_kwargs.{key}", trust)
     name = MOVED.get(architecture.name, architecture.name)
     build = _located(name, f"{architecture.where}.network_class_name", trust)
-    arguments |= {"input_channels": spec.network_channels, "num_classes": spec.labels.heads, "deep_supervision": False}
+    facts: dict[str, Any] = {"channels": spec.network_channels, "heads": spec.labels.heads, "patch": spec.patch,
+                             "no deep supervision": False}  # fmt: skip
+    arguments |= {argument: facts[fact] for argument, fact in architecture.from_spec.items()}
     try:
         return build(**arguments).eval()
     except MemoryError:
@@ -54,21 +57,23 @@ def network_from_architecture(architecture: Architecture, spec: ModelSpec, *, tr
 
 
 def load_weights(network: torch.nn.Module, weights: Mapping[str, torch.Tensor], spec: ModelSpec, where: str) -> None:
-    """Puts a fold's weights into the network; every weight must be there, fit, and be wanted.
+    """Puts a fold's weights, by their plain names, into the network; every one must be there, fit, and be wanted.
 
     Raises:
         ModelError: they are another network's; input channels and heads are named where they are the difference.
     """
-    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    missing, extra = [n for n in expected if n not in weights], [n for n in weights if n not in expected]
+    state = network.state_dict()
+    own = plain_names(state)  # a network may have parts that look like a wrapper's, or be wrapped itself
+    missing, extra = [n for n in own.values() if n not in weights], [n for n in weights if n not in own.values()]
     if missing or extra:
         raise ModelError("The checkpoint holds the weights of another network than the plans describe.",
                          expected=f"these weights, which are missing: {listed(missing)}",
                          got=f"these, which the network does not have: {listed(extra)}", where=where)  # fmt: skip
-    for name, shape in expected.items():
-        if tuple(weights[name].shape) != shape:
-            raise _misfit(name, shape, tuple(weights[name].shape), spec, where)
-    network.load_state_dict(weights)
+    for name, plain in own.items():
+        shape, got = tuple(state[name].shape), tuple(weights[plain].shape)
+        if got != shape:
+            raise _misfit(name, shape, got, spec, where)
+    network.load_state_dict({name: weights[plain] for name, plain in own.items()})
 
 
 def _misfit(name: str, expected: tuple[int, ...], got: tuple[int, ...], spec: ModelSpec, where: str) -> ModelError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from trtbuild.errors import ModelError
-from trtbuild.source.fields import Field
+from trtbuild.source.fields import Field, listed
 from trtbuild.spec import Resampling
 
 ANISOTROPY_THRESHOLD = 3.0  # nnunetv2/configuration.py: ANISO_THRESHOLD
@@ -20,8 +20,19 @@ ARGUMENTS = {
 }  # fmt: skip
 
 
+# Functions beside those, which plans can name and nnU-Net then finds: it calls every one with (data, new shape, current
+# spacing, new spacing), which these take for something else.
+NOT_CALLABLE = ("resample_torch_simple", "resample_data_or_seg", "resample_data_or_seg_to_spacing")
+
+
 def resampling_from_plans(configuration: Field, role: Literal["data", "seg", "probabilities"]) -> Resampling:
     """The resampling of image data, segmentations or probabilities, with the function's own defaults filled in."""
+    name = configuration[f"resampling_fn_{role}"]
+    if name.text() in NOT_CALLABLE:
+        raise ModelError(f"nnU-Net itself cannot resample with {name.value}.", expected=listed(ARGUMENTS),
+                         got=name.value, where=name.path,
+                         hint="it is a helper without spacings among its arguments; was resample_torch_fornnunet "
+                         "meant?")  # fmt: skip
     function = configuration[f"resampling_fn_{role}"].one_of(ARGUMENTS, "resampling function")
     arguments = configuration[f"resampling_fn_{role}_kwargs"]
     unknown = sorted(set(arguments.entries()) - ARGUMENTS[function])
@@ -31,7 +42,7 @@ def resampling_from_plans(configuration: Field, role: Literal["data", "seg", "pr
     if function == SPLINE:
         return _spline(arguments)
     if function == TORCH:
-        return _torch(arguments)
+        return _torch(arguments, used=role != "seg" or configuration.get("previous_stage") is not None)
     return Resampling(method="none", is_segmentation=role == "seg", order=0, order_z=0, separate_z="never",
                       anisotropy_threshold=ANISOTROPY_THRESHOLD)  # fmt: skip
 
@@ -49,12 +60,13 @@ def _spline(arguments: Field) -> Resampling:
     )
 
 
-def _torch(arguments: Field) -> Resampling:
+def _torch(arguments: Field, *, used: bool) -> Resampling:
+    """`used` is False for the segmentations of a model without a previous stage, which nobody resamples."""
     for key, only in (("mode", "linear"), ("aniso_axis_mode", "nearest-exact")):
         if (mode := arguments.get(key)) is not None:
             mode.one_of([only], f"{key} of {TORCH}")
     is_segmentation = _flag(arguments, "is_seg")
-    if is_segmentation and _flag(arguments, "memefficient_seg_resampling"):
+    if used and is_segmentation and _flag(arguments, "memefficient_seg_resampling"):
         raise ModelError("memefficient_seg_resampling gives other labels and is not supported.", expected=False,
                          got=True, where=f"{arguments.path}.memefficient_seg_resampling")  # fmt: skip
     return Resampling(method="torch", is_segmentation=is_segmentation, order=1, order_z=0,

@@ -11,6 +11,7 @@ import dataclasses
 import re
 
 from trtbuild.errors import ModelError
+from trtbuild.source import primus
 from trtbuild.source.architecture import Architecture
 
 # These inherit nnUNetTrainer.build_network_architecture: exactly what the plans say.
@@ -35,14 +36,8 @@ PLANS_ARCHITECTURE = frozenset({
 })  # fmt: skip
 BATCH_NORM = frozenset({"nnUNetTrainerBN"})
 
-# These ignore the plans and build a Primus transformer of their own.
-NOT_SUPPORTED = frozenset({
-    "AbstractPrimus", "nnUNet_Primus_S_Trainer", "nnUNet_Primus_B_Trainer", "nnUNet_Primus_M_Trainer",
-    "nnUNet_Primus_L_Trainer", "nnUNet_Primus_M_Trainer_BS8", "nnUNet_Primus_M_Trainer_BS8_2e4",
-    "nnUNet_PrimusV2S_Trainer", "nnUNet_PrimusV2B_Trainer", "nnUNet_PrimusV2M_Trainer", "nnUNet_PrimusV2L_Trainer",
-    "nnUNet_PrimusV3S_Trainer", "nnUNet_PrimusV3B_Trainer", "nnUNet_PrimusV3M_Trainer", "nnUNet_PrimusV3L_Trainer",
-    "_Primus_S_96_BS1", "_Primus_B_96_BS1", "_Primus_M_96_BS1", "_Primus_L_48_BS1",
-})  # fmt: skip
+# Abstract: nobody trains with it.
+NOT_SUPPORTED = frozenset({"AbstractPrimus"})
 
 
 def architecture_of_trainer(architecture: Architecture, trainer: str, *, assume_plans: bool) -> Architecture:
@@ -60,9 +55,12 @@ def architecture_of_trainer(architecture: Architecture, trainer: str, *, assume_
         return architecture
     if trainer in BATCH_NORM:
         return _with_batch_norm(architecture)
+    if trainer in primus.TRAINERS:
+        return primus.primus_of_trainer(trainer, architecture.where)
     if trainer in NOT_SUPPORTED:
-        raise ModelError(f"{trainer} builds a Primus transformer, which trtbuild does not export.", got=trainer,
-                         expected="a network of the plans", where="checkpoint: trainer_name")  # fmt: skip
+        raise ModelError(f"{trainer} builds no network itself.", got=trainer, where="checkpoint: trainer_name",
+                         expected="a trainer that can train",
+                         hint="name the function that builds the network with --network")  # fmt: skip
     if assume_plans:
         return architecture
     raise ModelError(
@@ -72,13 +70,14 @@ def architecture_of_trainer(architecture: Architecture, trainer: str, *, assume_
         where="checkpoint: trainer_name",
         hint="a trainer may change the network without changing a weight's name, for example its nonlinearity: "
         "everything would load and the segmentations would be wrong. If you know that its "
-        "build_network_architecture is nnUNetTrainer's, pass --assume-plans-architecture",
+        "build_network_architecture is nnUNetTrainer's, pass --assume-plans-architecture; if it is another, hand it "
+        "over with --network my_trainers:MyTrainer.build_network_architecture",
     )
 
 
 def is_known(trainer: str) -> bool:
     """Whether the tables say what this trainer builds."""
-    return trainer in PLANS_ARCHITECTURE | BATCH_NORM | NOT_SUPPORTED
+    return trainer in PLANS_ARCHITECTURE | BATCH_NORM | NOT_SUPPORTED or trainer in primus.TRAINERS
 
 
 def _with_batch_norm(architecture: Architecture) -> Architecture:

@@ -1,34 +1,27 @@
-"""`predict`: a folder, files or a case list become segmentations under nnU-Net's file names."""
+"""`predict`: a folder, files, case lists or DICOM series become segmentations under nnU-Net's file names."""
 
 from __future__ import annotations
 
-import os
-import pickle
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import trtbuild
-from trtbuild.atomic import whole_file, write_whole
 from trtbuild.config import PredictConfig
-from trtbuild.errors import InputError, NonFinite, OutOfMemory
-from trtbuild.runtime import Prediction
-from trtbuild.runtime.predictor import Progress
-from trtbuild.steps.outputs import COPIES, case_targets, check_folder, check_inputs, prepare_folder, remove_files
-from trtbuild.steps.predict import Predictor, open_predictor
+from trtbuild.runtime import Settings
+from trtbuild.spec import json_from_value
+from trtbuild.steps.ending import Ending, Outcome
+from trtbuild.steps.flow import Events, Run, Source, run_cases
+from trtbuild.steps.local import LocalWorker
+from trtbuild.steps.outputs import COPIES, check_folder, check_inputs, prepare_folder
+from trtbuild.steps.planning import planner_of_run
+from trtbuild.steps.predict import Predictor, open_predictor, rules_from
+from trtbuild.steps.worker import open_worker
 
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What became of one case: `output` where it was written, `error` where it failed, neither where it was kept."""
-
-    case: str
-    output: str | None
-    error: str | None
-    seconds: Mapping[str, float]
-    warnings: tuple[str, ...]
+if TYPE_CHECKING:
+    from trtbuild.volume.cases import Case
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,16 +39,6 @@ class Summary:
         return tuple(o for o in self.outcomes if o.error is not None)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Events:
-    """Callbacks of a folder run: the number of cases once, each case as it starts and ends, progress inside it."""
-
-    started: Callable[[int, Predictor], None] = lambda count, predictor: None
-    case_started: Callable[[str], None] = lambda case: None
-    case_ended: Callable[[Outcome], None] = lambda outcome: None
-    progress: Progress | None = None
-
-
 def predict_cases(config: PredictConfig, events: Events | None = None) -> Summary:
     """Predicts every case. A bad image, or one that memory cannot hold, fails its own case only.
 
@@ -63,128 +46,119 @@ def predict_cases(config: PredictConfig, events: Events | None = None) -> Summar
     the first case starts, unless `config.continue_prediction` keeps them.
 
     Args:
-        config: bundle, inputs, output folder, settings.
+        config: bundles, inputs, output folder, settings.
         events: callbacks for progress.
 
     Raises:
         InputError: there is nothing to predict, or an output would overwrite an input.
         BundleError, EngineError, OutputError: nothing can be done at all; an output that exists by then is whole.
     """
-    from trtbuild.volume.cases import cases_from_input
-
     events = events or Events()
     check_folder(config.output)
-    with open_predictor(config.bundle, backend=config.backend, folds=config.folds, threads=config.threads) as predictor:
-        spec = predictor.stage.spec
-        cases = tuple(cases_from_input(config.inputs, spec.file_ending))
-        check_inputs(config.output, cases, config.inputs, spec.file_ending)
+    with ExitStack() as stack:
+        source: Source = stack.enter_context(open_worker()) if config.preparing else LocalWorker()
+        predictor = stack.enter_context(_opened(config))
+        cases = _cases(config, predictor)
         prepare_folder(
             config.output,
             [case.id for case in cases],
-            spec.file_ending,
-            copies={name: predictor.bundle.file(name).read_bytes() for name in COPIES},
+            predictor.spec.file_ending,
+            copies={name: predictor.models[0].bundle.file(name).read_bytes() for name in COPIES},
             arguments=_arguments(config, predictor),
             continuing=config.continue_prediction,
         )
         events.started(len(cases), predictor)
-        outcomes = []
-        for case in cases:
-            events.case_started(case.id)
-            outcomes.append(_one_case(case.id, case.files, config, predictor, events.progress))
-            events.case_ended(outcomes[-1])
-        info = predictor.describe()
-        engine = {
-            "backend": info.backend,
-            "version": info.version,
-            "precision": info.inference_precision,
-            "device": info.device,
-            **info.details,
-        }
-        return Summary(
-            bundle=predictor.bundle.identity, engine=engine, refused=predictor.refused, outcomes=tuple(outcomes)
+        run = Run(
+            config=config,
+            predictor=predictor,
+            source=source,
+            planner=planner_of_run(predictor, _settings(config, predictor), config.max_memory, source),
+            ending=stack.enter_context(Ending(events.case_ended, background=config.writing > 0)),
+            events=events,
         )
+        run_cases(cases, run)
+        outcomes = run.ending.finish()
+        return _summary(predictor, outcomes)
 
 
-def _one_case(
-    case: str, files: tuple[Path, ...], config: PredictConfig, predictor: Predictor, progress: Progress | None
-) -> Outcome:
-    targets = case_targets(config.output, case, predictor.stage.spec.file_ending)
-    if config.continue_prediction and os.path.isfile(targets[0]):
-        return Outcome(case=case, output=None, error=None, seconds={}, warnings=())
-    try:
-        prediction = predictor.predict(
-            files,
-            step_size=config.step_size,
-            mirroring=config.mirroring,
-            probabilities=config.save_probabilities,
-            progress=progress,
-        )
-        started = time.perf_counter()
-        _write(prediction, case, targets, predictor)
-    except (InputError, NonFinite, OutOfMemory) as error:
-        message = str(error)
-    except MemoryError as error:
-        message = str(_out_of_memory(case, error))
-    else:
-        seconds = {**prediction.seconds, "write": time.perf_counter() - started}
-        return Outcome(case=case, output=str(targets[0]), error=None, seconds=seconds, warnings=prediction.warnings)
-    remove_files(targets)  # probabilities may be there already
-    return Outcome(case=case, output=None, error=message, seconds={}, warnings=())
-
-
-def _out_of_memory(case: str, error: MemoryError) -> OutOfMemory:
-    return OutOfMemory(
-        "There is not enough memory for a case.",
-        where=case,
-        got=str(error) or "MemoryError",
-        hint="check the spacing in the file's header, or predict on a machine with more memory",
+def _opened(config: PredictConfig) -> Predictor:
+    return open_predictor(
+        config.bundles,
+        backend=config.backend,
+        folds=config.folds,
+        threads=config.threads,
+        previous_stage=config.previous_stage is not None,
+        weights=config.weights,
+        vote=config.vote,
+        disagreement=config.disagreement,
+        postprocessing=() if str(config.postprocessing) == "none" else rules_from(config.postprocessing),
     )
 
 
-def _write(prediction: Prediction, case: str, targets: tuple[Path, Path, Path], predictor: Predictor) -> None:
-    """Probabilities first, the segmentation last: where it exists, the case is complete."""
-    import numpy as np
+def _cases(config: PredictConfig, predictor: Predictor) -> Sequence[Case]:
+    """This part's cases. Of no case, of whatever part, an output would overwrite an input."""
+    from trtbuild.volume.cases import cases_from_input, part_of
 
-    from trtbuild.volume.io import reader_named
+    ending, previous = predictor.spec.file_ending, config.previous_stage
+    cases = cases_from_input(config.inputs, ending)
+    others = [] if previous is None else (previous / case.output_name(ending) for case in cases)
+    check_inputs(config.output, cases, chain(config.inputs, others), ending)
+    return part_of(cases, config.num_parts, config.part_id)
 
-    spec, image = predictor.stage.spec, prediction.image
-    if image is None:
-        raise InputError("A case that was not read from files cannot be written.", where=case)
-    segmentation, probabilities, beside = targets
-    reader = reader_named(spec.reader)
-    if prediction.probabilities is not None:
-        with whole_file(probabilities) as partial:
-            np.savez_compressed(partial, probabilities=prediction.probabilities)
-        grid = prediction.grid
-        properties = {
-            **reader.nnunet_properties(image),
-            "shape_before_cropping": grid.shape,
-            "bbox_used_for_cropping": [[s.start, s.stop] for s in grid.box],
-            "shape_after_cropping_and_before_resampling": grid.cropped,
-        }
-        write_whole(beside, pickle.dumps(properties))
-    reader.write_segmentation(prediction.segmentation, image.geometry, segmentation)
+
+def _settings(config: PredictConfig, predictor: Predictor) -> Settings:
+    return Settings(
+        step_size=config.step_size,
+        mirroring=config.mirroring,
+        probabilities=config.save_probabilities,
+        threads=predictor.threads,
+    )
+
+
+def _summary(predictor: Predictor, outcomes: tuple[Outcome, ...]) -> Summary:
+    info = predictor.describe()
+    engine = {
+        "backend": info.backend,
+        "version": info.version,
+        "precision": info.inference_precision,
+        "device": info.device,
+        **info.details,
+    }
+    return Summary(
+        bundle="+".join(model.bundle.identity for model in predictor.models),
+        engine=engine,
+        refused=tuple(reason for model in predictor.models for reason in model.refused),
+        outcomes=outcomes,
+    )
 
 
 def _arguments(config: PredictConfig, predictor: Predictor) -> dict[str, Any]:
     """nnU-Net's keys, and under "trtbuild" what makes this run reproducible."""
-    info = predictor.describe()
+    recipe = predictor.recipe
+    engines = [stage.runners[0].describe() for model in predictor.models for stage in model.stages]
+    previous = None if config.previous_stage is None else str(config.previous_stage)
     return {
         "list_of_lists_or_source_folder": [str(path) for path in config.inputs],
         "output_folder_or_list_of_truncated_output_files": str(config.output),
         "save_probabilities": config.save_probabilities,
         "overwrite": not config.continue_prediction,
-        "folder_with_segs_from_prev_stage": None,
-        "num_parts": 1,
-        "part_id": 0,
+        "folder_with_segs_from_prev_stage": previous,
+        "num_parts": config.num_parts,
+        "part_id": config.part_id,
         "trtbuild": {
             "version": trtbuild.__version__,
-            "bundle": predictor.bundle.identity,
-            "folds": [n.fold for n in predictor.stage.networks if config.folds is None or n.fold in config.folds],
-            "backend": info.backend,
-            "precision": info.inference_precision,
+            "bundle": [model.bundle.identity for model in predictor.models],
+            "networks": [[network.id for network in model.networks] for model in predictor.models],
+            "backends": [engine.backend for engine in engines],
+            "precisions": [engine.inference_precision for engine in engines],
             "step_size": config.step_size,
             "mirroring": config.mirroring,
             "save_probabilities": config.save_probabilities,
+            "weights": list(recipe.weights),
+            "vote": recipe.vote,
+            "disagreement": recipe.disagreement,
+            "dicom_seg": config.dicom_seg,
+            "postprocessing": json_from_value(recipe.postprocessing),
+            "previous_stage": previous,
         },
     }

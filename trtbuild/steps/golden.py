@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trtbuild.bundle import Stage
-from trtbuild.spec import CT, ModelSpec, RGBTo01
+from trtbuild.spec import CT, KeepLargestComponent, ModelSpec, RGBTo01
+
+if TYPE_CHECKING:
+    from trtbuild.runtime.runner import Runner
 
 SEED = 20140905
 
@@ -59,29 +62,54 @@ def _range(spec: ModelSpec) -> tuple[float, float]:
     return (0.0, 255.0) if isinstance(scheme, RGBTo01) else (0.0, 1000.0)
 
 
-def golden_case(stage: Stage, models: Mapping[str, Path], scratch: Path) -> GoldenCase:
+def golden_case(
+    stages: Sequence[Stage],
+    models: Mapping[str, Path],
+    postprocessing: tuple[KeepLargestComponent, ...],
+    scratch: Path,
+) -> GoldenCase | None:
     """The made-up image and its segmentation by ONNX Runtime in float32, whatever engines the bundle gets.
 
+    None for a second stage alone: its segmentation also needs that of another bundle.
+
     Args:
-        stage: the model.
+        stages: one model, or the two of a cascade.
         models: ONNX file of every network by its id.
+        postprocessing: what the bundle does to a segmentation.
         scratch: a folder for temporary files.
     """
+    from trtbuild.runtime import Member, Recipe, Settings, prediction_from_models
+    from trtbuild.volume import Prepared, prepared_from_array
+
+    if stages[0].spec.previous_stage is not None:
+        return None
+    image, spacing = golden_image(stages[-1].spec)
+
+    def prepare(model: int, stage: int, previous: NDArray[Any] | None) -> Prepared:
+        return prepared_from_array(image, spacing, stages[stage].spec, previous)
+
+    with ExitStack() as stack:
+        members = tuple(
+            Member(spec=stage.spec, runners=_runners(stage, models, scratch, stack), mirror_axes=()) for stage in stages
+        )
+        recipe = Recipe(weights=(1.0,), postprocessing=postprocessing)
+        prediction = prediction_from_models([members], prepare, recipe, Settings(mirroring=False), None)
+    return GoldenCase(image=image, spacing=spacing, labels=prediction.segmentation)
+
+
+def _runners(stage: Stage, models: Mapping[str, Path], scratch: Path, stack: ExitStack) -> tuple[Runner, ...]:
+    """A float32 runner of ONNX Runtime per fold, closed with the stack."""
     from trtbuild.engine import engine_from_onnx
     from trtbuild.graph import clean, load_onnx, save_onnx
-    from trtbuild.runtime import Settings, prediction_from_array
     from trtbuild.runtime.select import open_runner
 
-    image, spacing = golden_image(stage.spec)
-    with ExitStack() as stack:
-        runners = []
-        for network in stage.networks:
-            accurate = clean(load_onnx(models[network.id]), rewrite_conv_transpose=False, split_instance_norm=True)
-            model = scratch / f"{network.id}_golden.onnx"
-            save_onnx(accurate.model, model)
-            record = engine_from_onnx(
-                model, network, backend="onnxruntime", inference_precision="f32", threads=None, tune=False
-            )
-            runners.append(stack.enter_context(open_runner(record, model)))
-        prediction = prediction_from_array(image, spacing, stage.spec, runners, (), Settings(mirroring=False))
-    return GoldenCase(image=image, spacing=spacing, labels=prediction.segmentation)
+    runners = []
+    for network in stage.networks:
+        accurate = clean(load_onnx(models[network.id]), rewrite_conv_transpose=False, split_instance_norm=True)
+        model = scratch / f"{network.id}_golden.onnx"
+        save_onnx(accurate.model, model)
+        record = engine_from_onnx(
+            model, network, backend="onnxruntime", inference_precision="f32", threads=None, tune=False
+        )
+        runners.append(stack.enter_context(open_runner(record, model)))
+    return tuple(runners)

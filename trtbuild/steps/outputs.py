@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtbuild.atomic import output_error, write_whole
+from trtbuild.atomic import locked, output_error, remove_strays, write_whole
 from trtbuild.errors import InputError, OutputError
 
 if TYPE_CHECKING:
@@ -23,9 +25,30 @@ RECORD = "predict_from_raw_data_args.json"
 COPIES = ("dataset.json", "plans.json")
 
 
-def case_targets(output: Path, case: str, ending: str) -> tuple[Path, Path, Path]:
-    """The files of one case: the segmentation, the probabilities (.npz), the properties beside them (.pkl)."""
-    return output / (case + ending), output / f"{case}.npz", output / f"{case}.pkl"
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """The files of one case; those that a run does not make are named too, so that older ones can be removed."""
+
+    segmentation: Path
+    probabilities: Path
+    properties: Path
+    disagreement: Path
+    dicom_seg: Path
+
+    def __iter__(self) -> Iterator[Path]:
+        """All paths, the segmentation first."""
+        yield from (self.segmentation, self.probabilities, self.properties, self.disagreement, self.dicom_seg)
+
+
+def case_targets(output: Path, case: str, ending: str) -> Targets:
+    """The files of one case. Maps stand in a folder of their own, where no evaluation takes them for labels."""
+    return Targets(
+        segmentation=output / (case + ending),
+        probabilities=output / f"{case}.npz",
+        properties=output / f"{case}.pkl",
+        disagreement=output / "disagreement" / (case + ending),
+        dicom_seg=output / f"{case}.dcm",
+    )
 
 
 def check_folder(output: Path) -> None:
@@ -54,22 +77,48 @@ def check_folder(output: Path) -> None:
         )
 
 
-def check_inputs(output: Path, cases: Sequence[Case], inputs: Iterable[Path], ending: str) -> None:
+def check_inputs(output: Path, cases: Iterable[Case], inputs: Iterable[Path], ending: str) -> None:
     """No file of this run may take the place of one of its inputs, links followed on both sides.
+
+    Args:
+        output: the folder, which need not exist.
+        cases: what will be predicted; the folder of a DICOM series stands for the files in it.
+        inputs: what else is read.
+        ending: of segmentations.
 
     Raises:
         InputError: names the output and the input.
     """
-    files = (*inputs, *(file for case in cases for file in case.files))
-    # a path that does not exist cannot be overwritten; reading it fails its own case
-    read = {os.path.realpath(file): file for file in files if os.path.lexists(file)}
+    targets = _existing_targets(output, cases, ending)
+    if not targets:  # what does not exist cannot be overwritten
+        return
+    slices = {os.path.dirname(real): target for real, target in targets.items() if real.endswith(".dcm")}
+    for source in inputs:
+        _refuse_overwriting(source, targets.get(os.path.realpath(source)))
+    for source in (file for case in cases for file in case.files):
+        real = os.path.realpath(source)
+        _refuse_overwriting(source, targets.get(real, slices.get(real)))
+
+
+def _existing_targets(output: Path, cases: Iterable[Case], ending: str) -> dict[str, Path]:
+    """Files of this run that are there already, by their real paths."""
+    try:
+        folders = [folder for folder in (output, output / "disagreement") if folder.is_dir()]
+        there = {folder / name for folder in folders for name in os.listdir(folder)}
+    except OSError as error:
+        raise output_error(error, output) from error
+    if not there:
+        return {}
     common = [output / name for name in (*COPIES, RECORD)]
-    for target in (*common, *(path for case in cases for path in case_targets(output, case.id, ending))):
-        source = read.get(os.path.realpath(target))
-        if source is not None:
-            raise InputError(
-                "An output would overwrite an input.", got=source, where=target, hint="choose another folder with -o"
-            )
+    targets = chain(common, (path for case in cases for path in case_targets(output, case.id, ending)))
+    return {os.path.realpath(target): target for target in targets if target in there}
+
+
+def _refuse_overwriting(source: Path, target: Path | None) -> None:
+    if target is not None:
+        raise InputError(
+            "An output would overwrite an input.", got=source, where=target, hint="choose another folder with -o"
+        )
 
 
 def remove_files(paths: Iterable[Path]) -> None:
@@ -105,13 +154,34 @@ def prepare_folder(
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
+        for folder in (output, output / "disagreement"):
+            if folder.is_dir():
+                remove_strays(folder)
     except OSError as error:
         raise output_error(error, output) from error
-    known = _vouched(output / RECORD, arguments["trtbuild"]) if continuing else frozenset()
+    with locked(output):  # the parts of a run (-num_parts) share the record
+        _prepare(output, cases, ending, copies, arguments, continuing=continuing)
+
+
+def _prepare(
+    output: Path,
+    cases: Sequence[str],
+    ending: str,
+    copies: Mapping[str, bytes],
+    arguments: Mapping[str, Any],
+    *,
+    continuing: bool,
+) -> None:
+    try:
+        known = _vouched(output / RECORD, arguments["trtbuild"])
+    except OutputError:
+        if continuing:
+            raise
+        known = frozenset()  # what was made in another way is no longer vouched for
     for case in cases:
         targets = case_targets(output, case, ending)
-        if continuing and os.path.lexists(targets[0]):
-            _check_known(case, known, targets[0])
+        if continuing and os.path.lexists(targets.segmentation):
+            _check_known(case, known, targets.segmentation)
         else:
             remove_files(targets)
     for name, content in copies.items():

@@ -1,61 +1,68 @@
-"""Opening a bundle for prediction: which engine, which folds, one case at a time."""
+"""Opened bundles, ready for one case after the other: what `trtbuild.open` returns."""
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from numpy.typing import NDArray
 
-from trtbuild.bundle import Bundle, Stage, open_bundle
-from trtbuild.config import check_folds, check_threads
-from trtbuild.errors import EngineError, MissingExtra, ModelError
-from trtbuild.runtime import Prediction, Progress, Settings, prediction_from_array
-from trtbuild.runtime.predictor import tell
-from trtbuild.runtime.warm import loops_loading
-from trtbuild.spec import BuildRecord, NetworkRecord
+from trtbuild.config import check_folds, check_threads, check_weights
+from trtbuild.errors import InputError, ModelError, TrtbuildError
+from trtbuild.runtime import Prediction, Progress, Recipe, Settings, prediction_from_models
+from trtbuild.runtime.ensemble import Vote
+from trtbuild.runtime.predictor import EMPTY, tell
+from trtbuild.spec import KeepLargestComponent, ModelSpec
+from trtbuild.steps.opening import Model, open_model
 
 if TYPE_CHECKING:
-    from trtbuild.runtime.runner import Runner, RunnerInfo
+    from trtbuild.runtime.runner import RunnerInfo
+    from trtbuild.volume import Prepared
+
+Files = str | PathLike[str] | Sequence[str | PathLike[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predictor:
-    """An opened bundle. Use it in a `with` block, or call `close`.
+    """Opened bundles: one, or the members of an ensemble. Use it in a `with` block, or call `close`."""
 
-    `backend` is what was chosen; `refused` says why the engines before it were not taken.
-    """
-
-    bundle: Bundle
-    stage: Stage
-    runners: tuple[Runner, ...]
-    backend: str
-    refused: tuple[tuple[str, str], ...]
+    models: tuple[Model, ...]
+    recipe: Recipe
+    given_previous: bool
     threads: int
     _resources: ExitStack
 
+    @property
+    def spec(self) -> ModelSpec:
+        """The model whose labels, reader and file ending hold for the output."""
+        return self.models[0].stages[-1].spec
+
     def predict(
         self,
-        files: str | PathLike[str] | Sequence[str | PathLike[str]],
+        files: Files,
         *,
         step_size: float | None = None,
         mirroring: bool = True,
         probabilities: bool = False,
+        previous: str | PathLike[str] | None = None,
         progress: Progress | None = None,
     ) -> Prediction:
         """Segments one case.
 
         Args:
-            files: the file, or the files of all channels in order (`case_0000…`, `case_0001…`).
+            files: the file, or the files of all channels in order (`case_0000…`, `case_0001…`), or the folder of a
+                DICOM series (one per channel).
             step_size: distance between windows as a share of the patch; None takes the model's (0.5).
             mirroring: average over the mirror axes that the model was trained with.
             probabilities: also return softmax (or sigmoid) of every class.
+            previous: the label file of a cascade's first stage, where the predictor was opened for that.
             progress: called with (stage, done, total); returning False stops with `Cancelled`.
         """
         from trtbuild.volume.io import reader_named
@@ -63,7 +70,14 @@ class Predictor:
         paths = [Path(files)] if isinstance(files, (str, PathLike)) else [Path(f) for f in files]
         started = time.perf_counter()
         tell(progress, "read", 0, 1)
-        image = reader_named(self.stage.spec.reader).read_image(paths, self.stage.spec.channels)
+        reader = reader_named(self.spec.reader)
+        if os.path.isdir(paths[0]):
+            from trtbuild.volume.io.dicom_io import read_series
+
+            image = read_series(paths, self.spec.channels, self.spec.reader)
+        else:
+            image = reader.read_image(paths, self.spec.channels)
+        labels = None if previous is None else reader.read_segmentation(Path(previous)).labels
         tell(progress, "read", 1, 1)
         seconds = time.perf_counter() - started
         prediction = self.predict_array(
@@ -72,6 +86,7 @@ class Predictor:
             step_size=step_size,
             mirroring=mirroring,
             probabilities=probabilities,
+            previous=labels,
             progress=progress,
         )
         return replace(
@@ -89,32 +104,54 @@ class Predictor:
         step_size: float | None = None,
         mirroring: bool = True,
         probabilities: bool = False,
+        previous: NDArray[Any] | None = None,
         progress: Progress | None = None,
     ) -> Prediction:
-        """Segments an array (C, Z, Y, X) with its spacing (z, y, x) in mm, as nnU-Net's reader would return it."""
-        from threadpoolctl import threadpool_limits
+        """Segments an array (C, Z, Y, X) with its spacing (z, y, x) in mm, as nnU-Net's reader would return it.
 
+        `previous` holds the labels (Z, Y, X) of a cascade's first stage, where the predictor was opened for that.
+        """
+        import numpy as np
+
+        from trtbuild.volume import prepared_from_array
+
+        if (previous is not None) != self.given_previous:
+            raise InputError(
+                "Labels of a previous stage " + ("are missing." if self.given_previous else "are not wanted."),
+                expected="the labels of the stage before" if self.given_previous else None,
+                hint="pass previous=" if self.given_previous else "open the bundle with previous_stage=True",
+            )
         settings = Settings(
-            step_size=self.stage.spec.step_size if step_size is None else step_size,
+            step_size=self.spec.step_size if step_size is None else step_size,
             mirroring=mirroring,
             probabilities=probabilities,
             threads=self.threads,
         )
+
+        def prepare(model: int, stage: int, labels: NDArray[Any] | None) -> Prepared:
+            spec = self.models[model].stages[stage].spec
+            return prepared_from_array(array, spacing, spec, previous if stage == 0 and labels is None else labels)
+
+        prediction = self.predict_prepared(prepare, settings, progress)
+        return prediction if np.any(array) else replace(prediction, warnings=(*prediction.warnings, EMPTY))
+
+    def predict_prepared(
+        self,
+        prepare: Callable[[int, int, NDArray[Any] | None], Prepared],
+        settings: Settings,
+        progress: Progress | None,
+    ) -> Prediction:
+        """Segments a case that `prepare(model, stage, labels)` hands out as each stage of each model sees it."""
+        from threadpoolctl import threadpool_limits
+
+        stages = [model.stages for model in self.models]
         # resampling is a few small matrix products: BLAS threads would mostly wait for each other
         with threadpool_limits(1, user_api="blas"):
-            return prediction_from_array(
-                array,
-                spacing,
-                self.stage.spec,
-                self.runners,
-                self.stage.mirror_axes,
-                settings,
-                progress,
-            )
+            return prediction_from_models(stages, prepare, self.recipe, settings, progress)
 
     def describe(self) -> RunnerInfo:
-        """What runs: backend, version, precision read back, batch, device."""
-        return self.runners[0].describe()
+        """What runs (the first model's last stage): backend, version, precision read back, batch, device."""
+        return self.models[0].stages[-1].runners[0].describe()
 
     def close(self) -> None:
         """Frees the engines; a second call does nothing."""
@@ -129,85 +166,77 @@ class Predictor:
         self.close()
 
 
-def open_predictor(path: Path, *, backend: str, folds: tuple[str, ...] | None, threads: int | None) -> Predictor:
-    """Opens the engines of a bundle; "auto" tries them in the bundle's order and keeps every reason.
+def open_predictor(
+    paths: Sequence[Path],
+    *,
+    backend: str = "auto",
+    folds: tuple[str, ...] | None = None,
+    threads: int | None = None,
+    previous_stage: bool = False,
+    weights: tuple[float, ...] | None = None,
+    vote: Vote = "soft",
+    disagreement: bool = False,
+    postprocessing: tuple[KeepLargestComponent, ...] | None = None,
+) -> Predictor:
+    """Opens one bundle, or several as an ensemble.
 
-    `threads` None takes those of the engine's record, `folds` None all of the bundle; TrtbuildError or ModelError where
-    they cannot be.
+    Args:
+        paths: the bundles.
+        backend: see `open_model`.
+        folds: of every bundle and stage; None takes all.
+        threads: CPU threads; None takes those of the first engine's record.
+        previous_stage: the labels of a cascade's first stage will be given with every case.
+        weights: of the ensemble's members; None counts them equally.
+        vote: "soft" averages probabilities, "hard" counts labels.
+        disagreement: also make the entropy map.
+        postprocessing: in place of the bundle's own; None takes that of a single bundle, and none for an ensemble.
+
+    Raises:
+        TrtbuildError: an argument is wrong, or the members do not fit each other.
+        BundleError, EngineError, ModelError: a bundle cannot be opened or run here.
     """
     check_threads(threads)
     check_folds(folds)
-    bundle = open_bundle(path)
-    if len(bundle.manifest.stages) != 1:
-        raise ModelError("This version cannot run a cascade.", where=path)
-    stage = bundle.manifest.stages[0]
-    networks = _chosen_folds(stage, folds, path)
-    names = list(dict.fromkeys(record.backend for record in bundle.manifest.engines))
-    if backend != "auto" and backend not in names:
-        raise EngineError(
-            "The bundle has no engine for this backend.",
-            expected=", ".join(names),
-            got=backend,
-            where=path,
-            hint=f"trtbuild compile {path} --backend {backend} -o OTHER.trtb",
-        )
-    refused: list[tuple[str, str]] = []
-    for name in names if backend == "auto" else [backend]:
-        try:
-            with loops_loading(stage.spec):
-                runners, resources = _open_runners(bundle, networks, name, threads)
-        except (EngineError, MissingExtra) as error:
-            if backend != "auto":
-                raise
-            refused.append((name, str(error)))
-            continue
-        used = threads or int(next(r for r in bundle.manifest.engines if r.backend == name).options.get("threads", 1))
-        return Predictor(
-            bundle=bundle,
-            stage=stage,
-            runners=runners,
-            backend=name,
-            refused=tuple(refused),
-            threads=used,
-            _resources=resources,
-        )
-    raise EngineError(
-        "No engine of the bundle runs on this machine.",
-        got="\n".join(f"{n}: {r}" for n, r in refused),
-        where=path,
-        hint="trtbuild doctor shows what is installed",
-    )
-
-
-def _chosen_folds(stage: Stage, folds: tuple[str, ...] | None, path: Path) -> tuple[NetworkRecord, ...]:
-    there = {network.fold: network for network in stage.networks}
-    missing = [fold for fold in folds or () if fold not in there]
-    if missing:
-        raise ModelError(
-            "The bundle lacks a fold.",
-            expected=" ".join(folds or ()),
-            got=" ".join(there),
-            where=path,
-            hint="compile it with -f " + " ".join(folds or ()),
-        )
-    return tuple(there[fold] for fold in folds) if folds else stage.networks
-
-
-def _open_runners(
-    bundle: Bundle, networks: Sequence[NetworkRecord], backend: str, threads: int | None
-) -> tuple[tuple[Runner, ...], ExitStack]:
-    from trtbuild.runtime.select import open_runner
-
-    records: dict[str, BuildRecord] = {r.network: r for r in bundle.manifest.engines if r.backend == backend}
+    weights = check_weights(weights, len(paths))
+    if vote not in get_args(Vote):
+        raise TrtbuildError("There is no such vote.", expected=" or ".join(get_args(Vote)), got=vote)
     with ExitStack() as stack:
-        runners = []
-        for network in networks:
-            if network.id not in records:
-                raise EngineError(
-                    "A fold has no engine for this backend.", expected=backend, got=network.id, where=bundle.path
+        models = tuple(
+            open_model(path, stack, backend=backend, folds=folds, threads=threads, second_stage_only=previous_stage)
+            for path in paths
+        )
+        _check_members(models)
+        if postprocessing is None:
+            postprocessing = models[0].bundle.manifest.postprocessing if len(models) == 1 else ()
+        return Predictor(
+            models=models,
+            recipe=Recipe(weights=weights, vote=vote, disagreement=disagreement, postprocessing=postprocessing),
+            given_previous=previous_stage,
+            threads=models[0].threads,
+            _resources=stack.pop_all(),
+        )
+
+
+def rules_from(file: str | PathLike[str] | None) -> tuple[KeepLargestComponent, ...] | None:
+    """The rules in nnU-Net's postprocessing file; None where there is no file."""
+    if file is None:
+        return None
+    from trtbuild.volume.postprocessing import postprocessing_from_file
+
+    return postprocessing_from_file(Path(file))
+
+
+def _check_members(models: Sequence[Model]) -> None:
+    """The members of an ensemble read the same images and mean the same labels."""
+    first = models[0].stages[-1].spec
+    for model in models[1:]:
+        spec = model.stages[-1].spec
+        for what in ("channels", "reader", "file_ending", "labels"):
+            if getattr(spec, what) != getattr(first, what):
+                raise ModelError(
+                    f"The members of the ensemble differ in their {what.replace('_', ' ')}.",
+                    expected=getattr(first, what),
+                    got=getattr(spec, what),
+                    where=model.bundle.path,
+                    hint="combine models that were trained on the same dataset.json",
                 )
-            record = records[network.id]
-            runners.append(
-                stack.enter_context(open_runner(record, bundle.file(record.file or network.file), threads=threads))
-            )
-        return tuple(runners), stack.pop_all()

@@ -6,7 +6,7 @@ May touch: nothing; it knows no files, devices, models or engines. Everything he
 `accumulate` holds the compiled loops (Numba) and is imported late.
 """
 
-from trtbuild.stitch.gaussian import axis_gaussian, axis_weight_sum
+from trtbuild.stitch.gaussian import axis_gaussian, axis_weight_sum, normalised_weights
 from trtbuild.stitch.grid import Grid, axis_steps, grid_from_shape, padded_shape
 from trtbuild.stitch.mirror import flip_combinations
 
@@ -17,5 +17,6 @@ __all__ = [
     "axis_weight_sum",
     "flip_combinations",
     "grid_from_shape",
+    "normalised_weights",
     "padded_shape",
 ]

@@ -30,3 +30,15 @@ def axis_weight_sum(length: int, patch: int, steps: tuple[int, ...], sigma_scale
     for start in steps:
         total[start : start + patch] += weights
     return total
+
+
+def normalised_weights(
+    length: int, patch: int, steps: tuple[int, ...], sigma_scale: float
+) -> tuple[NDArray[np.float32], ...]:
+    """For each of the window starts `steps` along one axis the weights (patch,) that add up to 1 in every voxel.
+
+    Gaussian / sum of the Gaussians of all windows there, formed in float64. A sum weighted by them is the mean itself:
+    no division follows, and a voxel is finished when its last window is.
+    """
+    gaussian, total = axis_gaussian(patch, sigma_scale), axis_weight_sum(length, patch, steps, sigma_scale)
+    return tuple((gaussian / total[start : start + patch]).astype(np.float32) for start in steps)

@@ -1,36 +1,97 @@
-"""The way back: logits on the network's grid to labels (and probabilities) on the image's grid.
+"""The way back: logits on the network's grid to labels and probabilities on the image's grid.
 
-Follows `export_prediction.py`: resample, decide, paste into the uncropped shape, transpose back.
+Follows `export_prediction.py`: resample, decide, paste into the uncropped shape, transpose back. Where the resampling
+is linear along z, an output slice depends on two slices of logits, so labels are written as soon as those are there
+and the logits can be forgotten.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from trtbuild.errors import ModelError
 from trtbuild.spec import ModelSpec
 from trtbuild.volume.preprocess import CaseGrid
-from trtbuild.volume.resample import coarse_axis, nearest_index, resample
+from trtbuild.volume.probabilities import probabilities_bytes, probabilities_from_logits, probability_block
+from trtbuild.volume.resample import resample_into
+from trtbuild.volume.slabs import in_slabs, limits_of_logits, source_from_logits, taps_between
+from trtbuild.volume.taps import Taps, columns_from_taps
+from trtbuild.volume.way import (
+    Logits,
+    Segmentation,
+    WayBack,
+    empty_segmentation,
+    first_needed,
+    ready_slices,
+    way_back,
+    way_back_bytes,
+)
 
-if TYPE_CHECKING:
-    from trtbuild.volume.interpolate import Taps
+__all__ = [
+    "Logits",
+    "Segmentation",
+    "WayBack",
+    "empty_segmentation",
+    "first_needed",
+    "label_slices",
+    "probabilities_bytes",
+    "probabilities_from_logits",
+    "probability_block",
+    "ready_slices",
+    "segmentation_from_logits",
+    "way_back",
+    "way_back_bytes",
+]
 
-SLAB = 8  # output slices per task: enough work to hide a thread's hand-over, few enough to share evenly
-Segmentation = NDArray[np.uint8] | NDArray[np.uint16]
+
+def label_slices(
+    logits: Logits, offset: int, way: WayBack, out: Segmentation, first: int, last: int, threads: int
+) -> None:
+    """Writes the labels of output slices [first, last) into `out`.
+
+    Args:
+        logits: network slices [offset, offset + n) as (heads, n, Y, X), finite, Y and X contiguous; all that the
+            output slices need (`first_needed`, `ready_slices`).
+        offset: number of the first network slice in `logits`.
+        way: the plan.
+        out: the crop (Z', Y', X'), any strides.
+        first: the first output slice to write.
+        last: one past the last.
+        threads: slabs worked on at once. The result does not depend on it.
+
+    Raises:
+        ModelError: the logits do not fit the labels or the grid, or lack a slice that is needed.
+    """
+    _check(logits, offset, way, first, last)
+    if first >= last:
+        return
+    if way.taps is None:
+        _label_by_class(logits, way, out)
+    else:
+        _label_linear(logits, offset, way, way.taps, out, (first, last), threads)
 
 
-def segmentation_from_logits(
-    logits: NDArray[np.float32], grid: CaseGrid, spec: ModelSpec, *, threads: int
-) -> Segmentation:
+def _check(logits: Logits, offset: int, way: WayBack, first: int, last: int) -> None:
+    _, height, width = way.grid.resampled
+    expected, got = (way.labels.heads, height, width), (len(logits), *logits.shape[2:])
+    if expected != got:
+        raise ModelError("The logits do not fit the labels and the grid.", expected=expected, got=got)
+    end = offset + logits.shape[1]
+    if first < last and (offset > first_needed(way, first) or ready_slices(way, end) < last):
+        raise ModelError(
+            "The logits lack slices that the labels need.",
+            expected=f"slices from {first_needed(way, first)} until output slice {last - 1} is ready",
+            got=f"slices {offset} to {end - 1}",
+        )
+
+
+def segmentation_from_logits(logits: Logits, grid: CaseGrid, spec: ModelSpec, *, threads: int) -> Segmentation:
     """Labels (Z, Y, X) in the image's own axis order; background outside the crop.
 
     Args:
-        logits: (heads, *grid.resampled) float32, C-contiguous, finite.
+        logits: (heads, *grid.resampled), finite.
         grid: the way back of the case.
         spec: the model; `spec.labels` holds the decision rule.
         threads: slabs worked on at once. The result does not depend on it.
@@ -38,111 +99,45 @@ def segmentation_from_logits(
     Returns:
         uint8 where every value of the model fits, else uint16.
     """
-    rule = spec.labels
-    full = np.zeros(grid.shape, dtype=np.uint8 if max(rule.values) < 256 else np.uint16)
-    cropped = full[grid.box]
-    how = spec.resample_probabilities
-    if how.method == "spline" and not how.is_segmentation and _is_linear(grid, spec):
-        _label_linear(logits, grid, spec, cropped, threads)
-    else:
-        _label_by_class(logits, grid, spec, cropped)
-    return np.ascontiguousarray(full.transpose(spec.transpose_backward))
-
-
-def probabilities_from_logits(
-    logits: NDArray[np.float32], grid: CaseGrid, spec: ModelSpec, *, threads: int
-) -> NDArray[np.float32]:
-    """Softmax (or sigmoid, for regions) after resampling, (heads, Z, Y, X) in the image's own axis order.
-
-    Outside the crop the background's probability is 1 (for regions all are 0). This needs the full-resolution stack
-    that `segmentation_from_logits` avoids: 4 bytes per class and voxel.
-    """
-    full = np.zeros((len(logits), *grid.shape), dtype=np.float32)
-    if spec.labels.decision == "argmax":
-        full[0] = 1.0
-    inside = full[(slice(None), *grid.box)]
-    if _is_linear(grid, spec):
-        _values_linear(logits, grid, spec, inside, threads)
-    else:
-        inside[...] = resample(logits, grid.cropped, grid.target, grid.spacing, spec.resample_probabilities)
-    if spec.labels.decision == "argmax":
-        inside -= inside.max(axis=0, keepdims=True)
-        np.exp(inside, out=inside)
-        inside /= inside.sum(axis=0, keepdims=True)
-    else:
-        with np.errstate(over="ignore"):  # exp(-x) may overflow to infinity, whose reciprocal is the right 0
-            inside[...] = 1.0 / (1.0 + np.exp(-inside))
-    return np.ascontiguousarray(full.transpose(0, *(axis + 1 for axis in spec.transpose_backward)))
-
-
-def _is_linear(grid: CaseGrid, spec: ModelSpec) -> bool:
-    """Whether the way back is linear or nearest along every axis, which the compiled loops do."""
-    how = spec.resample_probabilities
-    if grid.resampled == grid.cropped:
-        return True
-    axis = coarse_axis(grid.target, grid.spacing, how)
-    return how.order == 1 and (axis is None or how.order_z in (0, 1))
-
-
-def _taps(grid: CaseGrid, spec: ModelSpec) -> tuple[Taps, Taps, Taps]:
-    from trtbuild.volume.interpolate import chosen_taps, linear_taps
-
-    how = spec.resample_probabilities
-    coarse = coarse_axis(grid.target, grid.spacing, how)
-
-    def one(axis: int) -> Taps:
-        old, new = grid.resampled[axis], grid.cropped[axis]
-        if old == new:
-            return chosen_taps(np.arange(new))
-        if axis == coarse and how.order_z == 0:
-            return chosen_taps(nearest_index(old, new))
-        return linear_taps(old, new)
-
-    return one(0), one(1), one(2)
-
-
-def _tap_arrays(taps: tuple[Taps, Taps, Taps]) -> tuple[NDArray[Any], ...]:
-    return tuple(array for t in taps for array in (t.low, t.high, t.weight))
-
-
-def _in_slabs(task: Callable[[int, int], None], slices: int, threads: int) -> None:
-    """Runs task(first, last) over all slices, `threads` slabs at a time; the first error is raised."""
-    bounds = [(first, min(first + SLAB, slices)) for first in range(0, slices, SLAB)]
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        for done in [pool.submit(task, *b) for b in bounds]:
-            done.result()
+    whole = empty_segmentation(grid, spec)
+    label_slices(logits, 0, way_back(grid, spec), whole[grid.box], 0, grid.cropped[0], threads)
+    return cast(Segmentation, np.ascontiguousarray(whole.transpose(spec.transpose_backward)))
 
 
 def _label_linear(
-    logits: NDArray[np.float32], grid: CaseGrid, spec: ModelSpec, out: Segmentation, threads: int
+    logits: Logits,
+    offset: int,
+    way: WayBack,
+    taps: tuple[Taps, Taps, Taps],
+    out: Segmentation,
+    bounds: tuple[int, int],
+    threads: int,
 ) -> None:
     from trtbuild.volume.interpolate import label_slab
 
-    arrays = _tap_arrays(_taps(grid, spec))
-    values = np.array(spec.labels.values, dtype=np.int32)
-    regions = spec.labels.decision == "regions"
-    _in_slabs(lambda a, b: label_slab(logits, *arrays, values, regions, out, a, b), grid.cropped[0], threads)
+    z, y, x = taps
+    source, limits, columns = source_from_logits(logits), limits_of_logits(logits), columns_from_taps(x)
+    values, regions = np.array(way.labels.values, dtype=out.dtype), way.labels.decision == "regions"
+    height, width = out.shape[1:]
+
+    def slab(first: int, last: int) -> None:
+        labels = np.empty((last - first, height, len(columns.low)), dtype=out.dtype)
+        label_slab(
+            source, taps_between(z, first, last, offset), y, columns, values, regions, limits, labels.reshape(-1)
+        )
+        out[first:last] = labels[:, :, :width]
+
+    in_slabs(slab, *bounds, threads)
 
 
-def _values_linear(
-    logits: NDArray[np.float32], grid: CaseGrid, spec: ModelSpec, out: NDArray[np.float32], threads: int
-) -> None:
-    from trtbuild.volume.interpolate import value_slab
-
-    arrays = _tap_arrays(_taps(grid, spec))
-    for channel, into in zip(logits, out, strict=True):
-        _in_slabs(lambda a, b, c=channel, o=into: value_slab(c, *arrays, o, a, b), grid.cropped[0], threads)  # type: ignore[misc]
-
-
-def _label_by_class(logits: NDArray[np.float32], grid: CaseGrid, spec: ModelSpec, out: Segmentation) -> None:
+def _label_by_class(logits: Logits, way: WayBack, out: Segmentation) -> None:
     """Any other order of resampling: class after class at full resolution, keeping the best value and label."""
-    if len(logits) != spec.labels.heads:
-        raise ModelError("The logits do not fit the labels.", expected=spec.labels.heads, got=len(logits))
-    regions = spec.labels.decision == "regions"
+    grid, regions = way.grid, way.labels.decision == "regions"
     best = np.full(grid.cropped, 0.0 if regions else -np.inf, dtype=np.float32)
-    for value, channel in zip(spec.labels.values, logits, strict=True):
-        here = resample(channel[None], grid.cropped, grid.target, grid.spacing, spec.resample_probabilities)[0]
-        wins = here > best
-        out[wins] = value
+    here = np.empty_like(best)
+    for value, channel in zip(way.labels.values, logits, strict=True):
+        wide = channel[None].astype(np.float32, copy=False)
+        resample_into(here[None], wide, grid.target, grid.spacing, way.how)
+        np.copyto(out, np.asarray(value, dtype=out.dtype), where=here > best)
         if not regions:
-            best[wins] = here[wins]
+            np.maximum(best, here, out=best)

@@ -34,13 +34,16 @@ def filled_nonzero_mask(data: NDArray[np.float32]) -> NDArray[np.bool_]:
     """
     from scipy import ndimage
 
-    mask = data[0] != 0
+    empty: NDArray[np.bool_] = data[0] == 0
     for channel in data[1:]:
-        mask |= channel != 0
-    parts, count = ndimage.label(~mask)
-    outside = np.zeros(count + 1, dtype=bool)
+        empty &= channel == 0
+    parts, count = ndimage.label(empty)
+    filled = np.ones(count + 1, dtype=bool)
     for axis in range(3):
         for face in (0, -1):
-            outside[np.unique(parts.take(face, axis=axis))] = True
-    outside[0] = False  # label 0 is the mask itself
-    return np.asarray(~outside[parts])
+            filled[np.unique(parts.take(face, axis=axis))] = False
+    filled[0] = True  # label 0 is the mask itself
+    mask = empty  # its memory is free again
+    for plane, labels in zip(mask, parts, strict=True):  # slice by slice: indexing makes an int64 of every voxel
+        plane[...] = filled[labels]
+    return mask

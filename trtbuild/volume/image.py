@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 Segmentation = NDArray[np.integer[Any]]
 """(Z, Y, X), label values."""
+Map = NDArray[np.float32]
+"""(Z, Y, X), 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,18 @@ class ItkGeometry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReorientedGeometry:
+    """`original` is where ITK says the file lies, `turned` where the array does (always in 3-D).
+
+    `orientation` names the axes of the file as ITK's DICOMOrient does, such as LPS for the identity.
+    """
+
+    original: ItkGeometry
+    turned: ItkGeometry
+    orientation: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class NibabelGeometry:
     """Row by row, the 4x4 affine of the file, and that of the array as read (another one only after reorienting)."""
 
@@ -39,7 +53,14 @@ class PixelGeometry:
     """A picture without any place in space."""
 
 
-Geometry = ItkGeometry | NibabelGeometry | PixelGeometry
+@dataclass(frozen=True, kw_only=True)
+class TiffGeometry:
+    """A stack of slices that knows its spacing (z, y, x) in mm, as the numbers of its .json file, and nothing else."""
+
+    spacing: tuple[float, float, float]
+
+
+Geometry = ItkGeometry | ReorientedGeometry | NibabelGeometry | PixelGeometry | TiffGeometry
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,3 +75,31 @@ class Image:
     spacing: tuple[float, float, float]
     geometry: Geometry
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LabelImage:
+    """A segmentation as read: a previous stage's prediction, or a reference.
+
+    `labels` is (Z, Y, X) in the axes of `Image.data`: uint8 or uint16 where its values fit, else int32. `spacing` is
+    (z, y, x) in mm, `geometry` what the writer of the same reader needs, `warnings` are sentences for the user.
+    """
+
+    labels: Segmentation
+    spacing: tuple[float, float, float]
+    geometry: Geometry
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What the files of a case promise before a voxel is read.
+
+    `shape` (Z, Y, X), `spacing` (z, y, x) in mm and `channels` are those of the `Image` to come. `voxel_bytes` is the
+    memory that a voxel of one channel takes in its library while a file is read, besides the float32 of the `Image`.
+    """
+
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    channels: int
+    voxel_bytes: int

@@ -16,23 +16,26 @@ def needs_mask(schemes: tuple[Normalization, ...]) -> bool:
     return any(isinstance(s, ZScore) and s.masked for s in schemes)
 
 
-def normalize_channel(
-    channel: NDArray[np.float32], scheme: Normalization, mask: NDArray[np.bool_] | None, where: str
-) -> None:
-    """Normalises one channel (Z, Y, X) in place.
+def normalized_channel(
+    source: NDArray[np.float32], scheme: Normalization, mask: NDArray[np.bool_] | None, where: str
+) -> NDArray[np.float32]:
+    """One channel (Z, Y, X), normalised, as a new C-contiguous array.
 
     Args:
-        channel: intensities as read, cropped.
+        source: intensities as read: the view of the image that is transposed and cropped, not a copy of it. NumPy sums
+            float32 in the order of the memory, and over a copy the mean of a large image comes out up to 1e-5 apart
+            from nnU-Net's, which sums such a view.
         scheme: what to do, with its constants.
-        mask: the filled nonzero mask (Z, Y, X); needed for a masked z-score.
+        mask: (Z, Y, X), True where a masked z-score looks; needed for that only.
         where: the channel's name, for messages.
 
     Raises:
         InputError: values that do not fit the scheme, or so large that their statistics or the result overflow.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        _normalize(channel, scheme, mask, where)
+        channel = _normalized(source, scheme, mask, where)
     _require_finite(channel, where)
+    return channel
 
 
 def _require_finite(values: NDArray[np.float32] | np.float32, where: str) -> None:
@@ -45,38 +48,61 @@ def _require_finite(values: NDArray[np.float32] | np.float32, where: str) -> Non
         )
 
 
-def _normalize(channel: NDArray[np.float32], scheme: Normalization, mask: NDArray[np.bool_] | None, where: str) -> None:
+def _normalized(
+    source: NDArray[np.float32], scheme: Normalization, mask: NDArray[np.bool_] | None, where: str
+) -> NDArray[np.float32]:
     match scheme:
         case ZScore(masked=True):
             if mask is None:
                 raise InputError("A masked z-score needs the nonzero mask.", where=where)
-            if mask.any():
-                inside = channel[mask]
-                mean, std = inside.mean(), inside.std()
-                _require_finite(mean + std, where)  # an infinite deviation would make every voxel 0
-                channel[mask] = (inside - mean) / max(std, EPSILON)
+            return _scored_inside(source, mask, where)
         case ZScore():
-            mean, std = channel.mean(), channel.std()
-            _require_finite(mean + std, where)
+            mean, std = source.mean(), source.std()
+            _require_finite(mean + std, where)  # an infinite deviation would make every voxel 0
+            channel = source.copy()
             channel -= mean
             channel /= max(std, EPSILON)
         case CT():
+            channel = source.copy()
             np.clip(channel, scheme.lower, scheme.upper, out=channel)
             channel -= scheme.mean
             channel /= max(scheme.std, EPSILON)
         case RescaleTo01():
+            channel = source.copy()
             channel -= channel.min()
             channel /= max(channel.max(), EPSILON)
         case RGBTo01():
-            low, high = float(channel.min()), float(channel.max())
-            if low < 0 or high > 255:
-                raise InputError(
-                    "The image is not 8-bit RGB.",
-                    expected="values in 0..255",
-                    got=f"{low:g}..{high:g}",
-                    where=where,
-                    hint="check that the file is the kind of image the model was trained on",
-                )
+            _require_rgb(source, where)
+            channel = source.copy()
             channel /= 255.0
         case NoNormalization():
-            pass
+            channel = source.copy()
+    return channel
+
+
+def _scored_inside(source: NDArray[np.float32], mask: NDArray[np.bool_], where: str) -> NDArray[np.float32]:
+    inside = source[mask]
+    if inside.size == 0:
+        return source.copy()
+    mean = inside.mean()
+    # the steps of `inside.std()`, in place
+    inside -= mean
+    std = np.sqrt(np.square(inside, out=inside).mean())
+    _require_finite(mean + std, where)
+    del inside
+    channel = source.copy()
+    np.subtract(channel, mean, out=channel, where=mask)
+    np.divide(channel, max(std, EPSILON), out=channel, where=mask)
+    return channel
+
+
+def _require_rgb(source: NDArray[np.float32], where: str) -> None:
+    low, high = float(source.min()), float(source.max())
+    if low < 0 or high > 255:
+        raise InputError(
+            "The image is not 8-bit RGB.",
+            expected="values in 0..255",
+            got=f"{low:g}..{high:g}",
+            where=where,
+            hint="check that the file is the kind of image the model was trained on",
+        )

@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from trtbuild.errors import InputError
 from trtbuild.spec import ModelSpec
+from trtbuild.volume.checks import checked_image, checked_previous, checked_spacing
 from trtbuild.volume.crop import Box, filled_nonzero_mask, nonzero_box
-from trtbuild.volume.normalize import needs_mask, normalize_channel
-from trtbuild.volume.resample import new_shape, resample
+from trtbuild.volume.normalize import needs_mask, normalized_channel
+from trtbuild.volume.resample import new_shape, resample_into
+from trtbuild.volume.resample_labels import resample_segmentation
 
 Shape = tuple[int, ...]
-REAL = "biuf"
-"""The kinds of NumPy's dtypes that hold real numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,89 +47,70 @@ class Prepared:
     grid: CaseGrid
 
 
-def prepared_from_array(data: ArrayLike, spacing: Sequence[float], spec: ModelSpec) -> Prepared:
+def prepared_from_array(
+    data: ArrayLike, spacing: Sequence[float], spec: ModelSpec, previous: NDArray[Any] | None = None
+) -> Prepared:
     """Transposes, crops, normalises and resamples one case.
 
     Args:
         data: (C, Z, Y, X) intensities as read, any real numbers; left unchanged.
         spacing: mm in array axis order (z, y, x).
         spec: the model.
+        previous: for the second stage of a cascade the first stage's segmentation, integers (Z, Y, X) on the image's
+            own grid. It goes through crop and resampling with the image, and becomes one channel of zeros and ones per
+            foreground label, below the image's channels.
 
     Raises:
         InputError: no real numbers, a masked array, wrong number of channels or axes, an empty axis, NaN, values
-            beyond float32, a spacing that is not three positive numbers.
+            beyond float32, a spacing that is not three positive numbers; `previous` missing, not asked for, of another
+            shape, or with values that are no labels of the model.
+        ModelError: the plans resample the images, but give no way to resample `previous`.
     """
-    image, millimetres = _checked_image(data, spec), _checked_spacing(spacing)
+    image, millimetres = checked_image(data, spec), checked_spacing(spacing)
+    labels = checked_previous(previous, image.shape[1:], spec)
     forward = spec.transpose_forward
     turned = image.transpose(0, *(axis + 1 for axis in forward))
     turned_spacing = tuple(millimetres[axis] for axis in forward)
     box = nonzero_box(turned)
-    cropped = np.array(turned[(slice(None), *box)], dtype=np.float32, order="C", copy=True)
-
-    mask = filled_nonzero_mask(cropped) if needs_mask(spec.normalization) else None
-    for channel, scheme, name in zip(cropped, spec.normalization, spec.channels, strict=True):
-        normalize_channel(channel, scheme, mask, f"channel {name}")
+    cropped = turned[(slice(None), *box)]
 
     # a 2-D configuration keeps the spacing between slices
     target = spec.spacing if spec.dimensions == 3 else (turned_spacing[0], *spec.spacing)
-    shape = new_shape(cropped.shape[1:], turned_spacing, target)
+    shape = cropped.shape[1:]
+    if spec.resample_data.method != "none":
+        shape = new_shape(shape, turned_spacing, target)
     grid = CaseGrid(shape=turned.shape[1:], box=box, spacing=turned_spacing, target=target, resampled=shape)
-    return Prepared(data=resample(cropped, shape, turned_spacing, target, spec.resample_data), grid=grid)
+
+    mask = filled_nonzero_mask(cropped) if labels is not None or needs_mask(spec.normalization) else None
+    result = np.empty((spec.network_channels, *shape), dtype=np.float32)
+    if labels is not None and mask is not None:
+        marked = _marked(labels.transpose(forward)[box], mask)
+        mask = marked >= 0 if needs_mask(spec.normalization) else None
+        _write_one_hot(result[len(spec.channels) :], marked, grid, spec)
+        del marked
+    for index, (scheme, name) in enumerate(zip(spec.normalization, spec.channels, strict=True)):
+        channel = normalized_channel(cropped[index], scheme, mask, f"channel {name}")
+        resample_into(result[index : index + 1], channel[None], turned_spacing, target, spec.resample_data)
+        del channel  # before the next one is made
+    return Prepared(data=result, grid=grid)
 
 
-def _checked_image(data: ArrayLike, spec: ModelSpec) -> NDArray[np.float32]:
-    given = _real_array(data)
-    if given.ndim != 4:
-        raise InputError("An image must have four axes.", expected="(channels, z, y, x)", got=f"shape {given.shape}")
-    if len(given) != len(spec.channels):
-        raise InputError(
-            "The image has another number of channels than the model.",
-            got=len(given),
-            expected=f"{len(spec.channels)}: {', '.join(spec.channels)}",
-        )
-    if given.size == 0:
-        raise InputError("The image is empty.", expected="at least one voxel on every axis", got=f"shape {given.shape}")
-    with np.errstate(over="ignore"):  # what becomes infinite is refused by name
-        image = given.astype(np.float32, copy=False)
-    for channel, original, name in zip(image, given, spec.channels, strict=True):
-        if not np.isfinite(channel).all():
-            first = tuple(int(i) for i in np.argwhere(~np.isfinite(channel))[0])
-            value = original[first]
-            finite = bool(np.isfinite(value))
-            raise InputError(
-                "The intensities overflow float32." if finite else "The image holds NaN or infinity.",
-                expected=f"values up to {np.finfo(np.float32).max:.2g}" if finite else None,
-                got=value,
-                where=f"channel {name}, first at voxel {first} (z, y, x)",
-                hint="repair the file; a network would spread the value over a whole patch",
-            )
-    return image
+def _marked(labels: NDArray[np.integer[Any]], mask: NDArray[np.bool_]) -> NDArray[np.signedinteger[Any]]:
+    """A copy of the cropped labels, -1 where they are background outside the nonzero mask (`crop_to_nonzero`).
+
+    nnU-Net casts what comes of it to int8 or int16, which turns labels above 32767 negative; these stay what they are.
+    """
+    small = labels.max() <= np.iinfo(np.int16).max
+    marked: NDArray[np.signedinteger[Any]] = labels.astype(np.int16 if small else np.int32, order="C")
+    for plane, inside in zip(marked, mask, strict=True):
+        plane[(plane == 0) & ~inside] = -1
+    return marked
 
 
-def _real_array(data: ArrayLike) -> NDArray[Any]:
-    """The array of anything that holds real numbers; other things are not converted but refused."""
-    if isinstance(data, np.ma.MaskedArray):
-        raise InputError(
-            "The image is a masked array.",
-            expected="a plain array",
-            got="numpy.ma.MaskedArray",
-            hint="say what masked voxels are: array.filled(0)",
-        )
-    try:
-        given = np.asarray(data)
-    except (TypeError, ValueError) as error:  # rows of different lengths, or an array of a device
-        raise InputError("The image is no array.", expected="(channels, z, y, x)", got=error) from error
-    if given.dtype.kind not in REAL:
-        raise InputError("The image holds no real numbers.", expected="integers or floats", got=f"dtype {given.dtype}")
-    return given
-
-
-def _checked_spacing(spacing: Sequence[float]) -> tuple[float, ...]:
-    try:
-        given = np.asarray(spacing)
-    except (TypeError, ValueError):
-        given = np.empty(0)
-    usable = given.dtype.kind in REAL and given.shape == (3,)
-    if not usable or not all(np.isfinite(s) and s > 0 for s in given):
-        raise InputError("The spacing is not usable.", expected="three positive numbers (mm)", got=spacing)
-    return tuple(float(s) for s in given)
+def _write_one_hot(
+    out: NDArray[np.float32], marked: NDArray[np.signedinteger[Any]], grid: CaseGrid, spec: ModelSpec
+) -> None:
+    """The resampled labels as zeros and ones, one channel per foreground label (`convert_labelmap_to_one_hot`)."""
+    resampled = resample_segmentation(marked, grid.resampled, grid.spacing, grid.target, spec.resample_segmentation)
+    for channel, label in zip(out, spec.labels.foreground, strict=True):
+        np.equal(resampled, label, out=channel)

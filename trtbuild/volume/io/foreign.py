@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbuild.atomic import whole_file
-from trtbuild.errors import InputError, OutOfMemory, OutputError, TrtbuildError
-from trtbuild.volume.image import Segmentation
+from trtbuild.errors import InputError, MissingExtra, OutOfMemory, OutputError, TrtbuildError
+from trtbuild.volume.image import Map, Segmentation
 
 PAIRS = (".hdr", ".img", ".mhd", ".nhdr")
 """Endings of formats that keep header and voxels in two files, so that one rename cannot make them appear whole."""
@@ -45,11 +45,13 @@ def reading(file: Path, kind: str) -> Iterator[None]:
         ) from error
 
 
-def labels_as_written(segmentation: Segmentation, path: Path) -> Segmentation:
+def labels_as_written(segmentation: Segmentation | Map, path: Path) -> Segmentation:
     """The segmentation (Z, Y, X) as uint8 where its maximum is below 255, else as uint16: nnU-Net's rule.
 
-    nnU-Net lets values outside wrap around; here they are an OutputError.
+    nnU-Net lets values outside wrap around; here they are an OutputError. A float32 map stays as it is.
     """
+    if segmentation.dtype.kind == "f":
+        return segmentation  # type: ignore[return-value]  # written by the same lines
     low, high = int(segmentation.min()), int(segmentation.max())
     if low < 0 or high > np.iinfo(np.uint16).max:
         raise OutputError("The labels do not fit the file.", expected="0 to 65535", got=f"{low} to {high}", where=path)
@@ -71,6 +73,8 @@ def written(path: Path) -> Iterator[Path]:
     with whole_file(path) as temporary:
         try:
             yield temporary
+        except (OutputError, MissingExtra):
+            raise
         except MemoryError as error:
             raise OutOfMemory("The host has no memory left to write the segmentation.", where=path) from error
         except Exception as error:

@@ -12,10 +12,11 @@ from nibabel.arrayproxy import ArrayProxy
 from numpy.typing import NDArray
 
 from trtbuild.errors import InputError
-from trtbuild.volume.image import Geometry, Image, NibabelGeometry, Segmentation
+from trtbuild.volume.image import Geometry, Header, Image, ItkGeometry, LabelImage, Map, NibabelGeometry, Segmentation
 from trtbuild.volume.io.foreign import labels_as_written, reading, written
+from trtbuild.volume.io.labels import labels_from_file
 from trtbuild.volume.io.sound import require_sound
-from trtbuild.volume.io.stack import Part, image_from_files
+from trtbuild.volume.io.stack import Part, header_from_files, image_from_files
 
 Rows = tuple[tuple[float, ...], ...]
 
@@ -25,7 +26,17 @@ def read_image(files: Sequence[Path], channels: tuple[str, ...]) -> Image:
     return image_from_files(files, channels, _part)
 
 
-def write_segmentation(segmentation: Segmentation, geometry: Geometry, path: Path) -> None:
+def read_segmentation(file: Path, *, allow_negative: bool = False) -> LabelImage:
+    """See `ReaderWriter`."""
+    return labels_from_file(file, _part, allow_negative)
+
+
+def image_header(files: Sequence[Path], channels: tuple[str, ...]) -> Header | None:
+    """See `ReaderWriter`."""
+    return header_from_files(files, channels, _header)
+
+
+def write_segmentation(segmentation: Segmentation | Map, geometry: Geometry, path: Path) -> None:
     """See `ReaderWriter`."""
     affine = np.array(nibabel_geometry(geometry).original_affine)
     labels = labels_as_written(segmentation, path).transpose(2, 1, 0)
@@ -49,6 +60,43 @@ def _part(file: Path) -> Part:
     return Part(data=data, spacing=spacing, geometry=geometry, placement={"affine": sum(affine, ())})
 
 
+def part_from_array(data: NDArray[np.float32], place: ItkGeometry) -> Part:
+    """What this reader gives for the NIfTI file that ITK writes of an image (Z, Y, X) at `place`, in 3-D."""
+    affine = rows_from(affine_from_itk(place))
+    x, y, z = place.spacing
+    geometry = NibabelGeometry(original_affine=affine, affine=affine)
+    return Part(data=data[None], spacing=(z, y, x), geometry=geometry, placement={"affine": sum(affine, ())})
+
+
+def header_of_array(shape: tuple[int, int, int], place: ItkGeometry) -> Header:
+    """The header of `part_from_array`, which copies nothing."""
+    x, y, z = place.spacing
+    return Header(shape=shape, spacing=(z, y, x), channels=1, voxel_bytes=0)
+
+
+def affine_from_itk(place: ItkGeometry) -> NDArray[np.float64]:
+    """The affine (x, y, z in RAS) of a 3-D image whose place ITK gives in LPS."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(place.direction, (3, 3)) * place.spacing
+    affine[:3, 3] = place.origin
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+
+
+def _header(file: Path) -> Header:
+    with reading(file, "a 3-D image that nibabel understands"):
+        return header_from(header_opened(file))
+
+
+def header_from(image: Any) -> Header:
+    """The header of a nibabel image in the order of its axes."""
+    x, y, z = image.shape
+    dtype, proxy = image.get_data_dtype(), image.dataobj
+    scaled = isinstance(proxy, ArrayProxy) and (proxy.slope, proxy.inter) != (1, 0)
+    # see `voxels_from`: what is scaled or wider than four bytes goes through float64
+    voxel_bytes = dtype.itemsize if dtype.itemsize <= 4 and not scaled else 8
+    return Header(shape=(z, y, x), spacing=spacing_from(image), channels=1, voxel_bytes=voxel_bytes)
+
+
 def opened(file: Path) -> Any:
     """The nibabel image of a file that is whole, 3-D and of real numbers; its voxels are not read yet.
 
@@ -56,6 +104,11 @@ def opened(file: Path) -> Any:
         InputError: it is not.
     """
     require_sound(file)
+    return header_opened(file)
+
+
+def header_opened(file: Path) -> Any:
+    """`opened` without a look at whether the file is whole."""
     image: Any = nibabel.load(file)
     dtype = image.get_data_dtype()
     if image.ndim != 3:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trtbuild.errors import InputError
-from trtbuild.volume.image import Geometry, Image
+from trtbuild.volume.image import Geometry, Header, Image
 from trtbuild.volume.io.sound import non_finite
 
 Numbers = tuple[float, ...]
@@ -42,8 +42,13 @@ def image_from_files(files: Sequence[Path], channels: tuple[str, ...], read: Cal
         InputError: a file is missing, the number of channels is not the model's, the files do not fit each other, a
             voxel is not finite, an axis is empty, or `read` says so.
     """
-    _require_files(files, channels)
-    first = _checked(read(files[0]), files[0])
+    require_files(files, channels)
+    return image_from_sources(files, channels, read)
+
+
+def image_from_sources(files: Sequence[Path], channels: tuple[str, ...], read: Callable[[Path], Part]) -> Image:
+    """`image_from_files` where `read` itself finds out whether there is something to read, such as a DICOM folder."""
+    first = checked(read(files[0]), files[0])
     per_file = len(first.data)
     if per_file * len(files) != len(channels):
         raise _wrong_number(files, channels, per_file)
@@ -53,10 +58,25 @@ def image_from_files(files: Sequence[Path], channels: tuple[str, ...], read: Cal
     data[:per_file] = first.data
     warnings: list[str] = []
     for index, file in enumerate(files[1:], start=1):
-        part = _checked(read(file), file)
+        part = checked(read(file), file)
         warnings += _require_fit(first, part, files[0], file)
         data[index * per_file : (index + 1) * per_file] = part.data
     return Image(data=data, spacing=first.spacing, geometry=first.geometry, warnings=tuple(warnings))
+
+
+def header_from_files(
+    files: Sequence[Path], channels: tuple[str, ...], read: Callable[[Path], Header | None]
+) -> Header | None:
+    """The header of the image that `image_from_files` would give; None where `read` cannot say it of the first file.
+
+    Only the first file is opened: the others must agree with it, or reading the image fails.
+
+    Raises:
+        InputError: a file is missing, the header is damaged or another one than the reader takes.
+    """
+    require_files(files, channels)
+    first = read(files[0])
+    return None if first is None else replace(first, channels=first.channels * len(files))
 
 
 def _expected_files(files: Sequence[Path], channels: tuple[str, ...]) -> str:
@@ -67,7 +87,8 @@ def _expected_files(files: Sequence[Path], channels: tuple[str, ...]) -> str:
     return ", ".join(f"{case}_{index:04d}{ending} ({channel})" for index, channel in enumerate(channels))
 
 
-def _require_files(files: Sequence[Path], channels: tuple[str, ...]) -> None:
+def require_files(files: Sequence[Path], channels: tuple[str, ...]) -> None:
+    """An InputError where one of the files is not there."""
     if not files:
         raise InputError("The case has no files.", expected=_expected_files(files, channels))
     for file in files:
@@ -87,7 +108,7 @@ def _wrong_number(files: Sequence[Path], channels: tuple[str, ...], per_file: in
     )
 
 
-def _checked(part: Part, file: Path) -> Part:
+def checked(part: Part, file: Path) -> Part:
     """The part itself, if it is an image that can be predicted."""
     if part.data.size == 0:
         raise InputError("The image is empty.", expected="at least one voxel on every axis", where=file,
