@@ -47,7 +47,7 @@ SHAPES = (
     Shape(
         name="4 channels, folder",
         model=RandomModel(classes=3, channels=4, spacing=(1.0, 1.0, 1.0), patch=(96, 96, 96)),
-        shape=(220, 240, 240),
+        shape=(170, 240, 240),
         spacing=(0.8, 0.9, 0.9),
         cases=3,
     ),

@@ -64,7 +64,9 @@ def test_folds_are_read_as_nnunet_reads_them(
     words: list[str], folds: tuple[str, ...] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    monkeypatch.setattr("trtbuild.commands.compile.CompileConfig", lambda **options: seen.append(options["folds"]) or 1 / 0)
+    monkeypatch.setattr(
+        "trtbuild.commands.compile.CompileConfig", lambda **options: seen.append(options["folds"]) or 1 / 0
+    )
     with pytest.raises(ZeroDivisionError):
         run(["compile", *words, "MODEL", "-o", "x.trtb"])
     with pytest.raises(ZeroDivisionError):
@@ -373,10 +375,10 @@ def test_without_a_place_for_a_cache_the_loops_compile_and_a_warning_says_so_onc
         "from numba.core import caching\n"
         "for name in ('CacheImpl', '_CacheImpl'):\n"
         "    if hasattr(caching, name): getattr(caching, name)._locator_classes = []\n"
-        "import numpy as np; from trtbuild.stitch.accumulate import divide_by_weights\n"
+        "import numpy as np; from trtbuild.stitch.accumulate import add_window\n"
         "import trtbuild.volume.interpolate\n"
-        "total = np.full((1, 2, 2, 2), 6, np.float32)\n"
-        "assert divide_by_weights(total, (np.ones(2),) * 3, 3); print(total.max())"
+        "total, ones = np.ones((1, 2, 2, 2), np.float32), np.ones(2, np.float32)\n"
+        "assert add_window(total, total.copy(), (ones,) * 3, (0, 0, 0), (False,) * 3); print(total.max())"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

@@ -210,7 +210,7 @@ def test_an_output_that_is_a_file_is_called_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "where",
     [
-        "trtbuild.steps.local.answer",
+        "trtbuild.steps.worker_main._reading",
         "trtbuild.steps.predict.Predictor.predict_prepared",
         "trtbuild.steps.writing.write_whole",
         "trtbuild.volume.io.simpleitk_io.write_segmentation",

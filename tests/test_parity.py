@@ -21,7 +21,7 @@ from trtbuild.config import PredictConfig
 from trtbuild.runtime import slabs
 from trtbuild.steps.cases import predict_cases
 from trtbuild.stitch import gaussian, grid
-from trtbuild.volume import back, resample
+from trtbuild.volume import back, resample, resample_axis
 
 pytestmark = pytest.mark.parity
 
@@ -131,18 +131,24 @@ def centred_gaussian(patch: int, sigma_scale: float) -> np.ndarray:
     return np.exp(-0.5 * (distance / (patch * sigma_scale)) ** 2)
 
 
-def unclipped(volume: np.ndarray, shape: tuple[int, ...], order: int) -> np.ndarray:
-    for axis in range(3):
-        volume = resample._resize_axis(volume, axis, shape[axis], order)
-    return volume
+@contextmanager
+def no_clip_fault() -> Iterator[None]:
+    def leave(result: Any, source: Any) -> None:
+        pass
+
+    with mock.patch.object(resample, "clip_to_range", leave), mock.patch.object(resample_axis, "clip_to_range", leave):
+        yield
 
 
-def unclipped_slices(volume: np.ndarray, shape: tuple[int, ...], order: int, axis: int) -> np.ndarray:
-    return unclipped(volume, tuple(volume.shape[a] if a == axis else shape[a] for a in range(3)), order)
+def clip_per_volume_fault() -> Any:
+    original = resample.resize_slices
 
+    def per_volume(volume: Any, axis: int, index: Any, kind: Any, out: Any, *, clip: bool) -> None:
+        original(volume, axis, index, kind, out, clip=False)
+        if clip:
+            resample.clip_to_range(out, volume)
 
-def clipped_per_volume(volume: np.ndarray, shape: tuple[int, ...], order: int, axis: int) -> np.ndarray:
-    return np.clip(unclipped_slices(volume, shape, order, axis), volume.min(), volume.max())
+    return mock.patch.object(resample, "resize_slices", per_volume)
 
 
 def padding_fault() -> Any:
@@ -192,14 +198,8 @@ FAULTS: dict[str, tuple[Callable[[], Any], list[tuple[str, str]]]] = {
         lambda: mock.patch.object(gaussian, "axis_gaussian", centred_gaussian),
         [(n, "main") for n in MODELS],
     ),
-    "no clip": (
-        lambda: mock.patch.multiple(resample, _resize_volume=unclipped, _resize_slices=unclipped_slices),
-        [(n, "main") for n in MODELS],
-    ),
-    "clip per volume instead of per slice": (
-        lambda: mock.patch.object(resample, "_resize_slices", clipped_per_volume),
-        [("ct_aniso", "main"), ("slices2d", "thick")],
-    ),
+    "no clip": (no_clip_fault, [(n, "main") for n in MODELS]),
+    "clip per volume instead of per slice": (clip_per_volume_fault, [("ct_aniso", "main"), ("slices2d", "thick")]),
     "padding on one side": (padding_fault, [(n, "small") for n in MODELS]),
     "a mirror axis swapped": (swapped_mirror_fault, [("slices2d", "main"), ("regions4", "main"), ("iso3d", "main")]),
     "folds summed, not averaged": (summed_folds_fault, [("resenc5", "main")]),

@@ -9,16 +9,18 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from trtbuild.compiled import compiled
 from trtbuild.errors import InputError, ModelError
+from trtbuild.half import float_from_half, half_from_float
 from trtbuild.stitch import (
     axis_gaussian,
     axis_steps,
-    axis_weight_sum,
     flip_combinations,
     grid_from_shape,
+    normalised_weights,
     padded_shape,
 )
-from trtbuild.stitch.accumulate import add_window, divide_by_weights
+from trtbuild.stitch.accumulate import add_window, empty_accumulator, shift_down
 
 
 @given(patch=st.integers(2, 200), extra=st.integers(0, 900), step=st.sampled_from([0.25, 0.3, 0.5, 0.7, 0.8, 1.0]))
@@ -110,31 +112,56 @@ def test_mirror_combinations_are_all_subsets_once() -> None:
             flip_combinations(axes, dimensions)
 
 
-def _stitched(function, shape, patch, step):  # type: ignore[no-untyped-def]
-    """The mean logits when window at `start` with `flip` yields function(start, flip) (C, *patch)."""
+@pytest.mark.parametrize(("length", "patch", "step"), [(20, 20, 0.5), (57, 20, 0.5), (101, 33, 0.3), (7, 1, 0.5)])
+def test_normalised_weights_add_up_to_one_in_every_voxel(length: int, patch: int, step: float) -> None:
+    steps = axis_steps(length, patch, step)
+    total = np.zeros(length)
+    for start, weights in zip(steps, normalised_weights(length, patch, steps, 1 / 8), strict=True):
+        assert weights.dtype == np.float32
+        np.testing.assert_allclose(weights / weights[patch // 2], _normalised(length, patch, steps, start), rtol=1e-6)
+        total[start : start + patch] += weights
+    np.testing.assert_allclose(total, 1, rtol=3e-7)
+
+
+def _normalised(length: int, patch: int, steps: tuple[int, ...], start: int) -> np.ndarray:
+    """One window's share of the Gaussians' sum, relative to that at its middle."""
+    total = np.zeros(length)
+    for one in steps:
+        total[one : one + patch] += axis_gaussian(patch, 1 / 8)
+    share = axis_gaussian(patch, 1 / 8) / total[start : start + patch]
+    return np.asarray(share / share[patch // 2])
+
+
+def _stitched(function, shape, patch, step, kind="float32"):  # type: ignore[no-untyped-def]
+    """The mean logits when window at `start` with `flip` yields function(start, flip) (C, *patch), and in float64."""
     grid = grid_from_shape(shape, patch, step)
-    gaussians = tuple(axis_gaussian(p, 1 / 8).astype(np.float32) for p in patch)
-    total = np.zeros((2, *grid.shape), dtype=np.float32)
+    flips = list(itertools.product([False, True], repeat=3))
+    weights = [
+        dict(zip(s, normalised_weights(n, p, s, 1 / 8), strict=True))
+        for n, p, s in zip(grid.shape, patch, grid.steps, strict=True)
+    ]
+    total = empty_accumulator((2, *grid.shape), kind)
     exact = np.zeros((2, *grid.shape))
     exact_weight = np.zeros(grid.shape)
     g = np.einsum("i,j,k->ijk", *(axis_gaussian(p, 1 / 8) for p in patch))
-    flips = list(itertools.product([False, True], repeat=3))
     for start, flip in itertools.product(grid, flips):
         logits = function(start, flip).astype(np.float32)
-        assert add_window(total, logits, gaussians, start, flip)
+        z, y, x = (w[s] for w, s in zip(weights, start, strict=True))
+        assert add_window(total, logits, (z / np.float32(len(flips)), y, x), start, flip)
         where = tuple(slice(s, s + p) for s, p in zip(start, patch, strict=True))
         back = np.flip(logits.astype(np.float64), [a + 1 for a in range(3) if flip[a]])
         exact[(slice(None), *where)] += back * g
         exact_weight[where] += g
-    weights = tuple(axis_weight_sum(n, p, s, 1 / 8) for n, p, s in zip(grid.shape, patch, grid.steps, strict=True))
-    assert divide_by_weights(total, weights, len(flips))
     return total, exact / exact_weight
 
 
-def test_the_accumulator_equals_a_float64_sum_over_windows_and_flips() -> None:
+# float16: up to 64 additions per voxel, each rounded to 11 bits of a sum of at most 1.5: 2**-12 each at the worst
+@pytest.mark.parametrize(("kind", "tolerance"), [("float32", 2e-6), ("float16", 8e-3)])
+def test_the_accumulator_equals_a_float64_sum_over_windows_and_flips(kind: str, tolerance: float) -> None:
     rng = np.random.default_rng(3)
-    total, exact = _stitched(lambda start, flip: rng.normal(size=(2, 5, 8, 7)), (11, 19, 16), (5, 8, 7), 0.5)
-    np.testing.assert_allclose(total, exact, atol=2e-6)
+    total, exact = _stitched(lambda start, flip: rng.normal(size=(2, 5, 8, 7)), (11, 19, 16), (5, 8, 7), 0.5, kind)
+    assert total.dtype == kind
+    np.testing.assert_allclose(total, exact, atol=tolerance)
 
 
 def test_constant_in_gives_constant_out() -> None:
@@ -143,10 +170,26 @@ def test_constant_in_gives_constant_out() -> None:
     np.testing.assert_allclose(total, 3.25, rtol=1e-5)
 
 
+@pytest.mark.parametrize("flip", [(False, False, False), (True, False, True), (False, True, False)])
+def test_a_float16_accumulator_adds_in_float32_and_rounds_as_numpy_does(flip: tuple[bool, bool, bool]) -> None:
+    rng = np.random.default_rng(5)
+    total = empty_accumulator((3, 9, 12, 40), "float16")
+    total[...] = (rng.normal(size=total.shape) * 10.0 ** rng.integers(-7, 3, size=total.shape)).astype(np.float16)
+    expected = total.copy()
+    logits = rng.normal(0, 10, size=(3, 4, 6, 37)).astype(np.float32)
+    z, y, x = (rng.uniform(size=n).astype(np.float32) for n in logits.shape[1:])
+    assert add_window(total, logits, (z, y, x), (2, 3, 1), flip)
+    weighted = np.flip(logits, [a + 1 for a in range(3) if flip[a]]) * ((z[:, None, None] * y[:, None]) * x)
+    inside = expected[:, 2:6, 3:9, 1:38]
+    inside[...] = (inside.astype(np.float32) + weighted).astype(np.float16)
+    np.testing.assert_array_equal(total.view(np.uint16), expected.view(np.uint16))
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("flip", [(False, False, False), (True, False, True)])
-def test_one_non_finite_logit_is_noticed(bad: float, flip: tuple[bool, bool, bool]) -> None:
-    total = np.zeros((2, 9, 9, 9), dtype=np.float32)
+@pytest.mark.parametrize("kind", ["float32", "float16"])
+def test_one_non_finite_logit_is_noticed(bad: float, flip: tuple[bool, bool, bool], kind: str) -> None:
+    total = empty_accumulator((2, 9, 9, 9), kind)  # type: ignore[arg-type]
     ones = tuple(np.ones(5, np.float32) for _ in range(3))
     logits = np.zeros((2, 5, 5, 5), dtype=np.float32)
     assert add_window(total, logits, ones, (4, 4, 4), flip)
@@ -154,6 +197,64 @@ def test_one_non_finite_logit_is_noticed(bad: float, flip: tuple[bool, bool, boo
     assert not add_window(total, logits, ones, (4, 4, 4), flip)
 
 
-def test_a_sum_beyond_float32_is_noticed() -> None:
-    total = np.full((1, 2, 2, 2), 3e38, dtype=np.float32)
-    assert not divide_by_weights(total, (np.full(2, 0.5),) * 3, 1)
+@pytest.mark.parametrize(("kind", "largest"), [("float32", 3e38), ("float16", 60000)])
+def test_a_sum_that_overflows_is_noticed(kind: str, largest: float) -> None:
+    total = empty_accumulator((1, 2, 2, 2), kind)  # type: ignore[arg-type]
+    ones = tuple(np.ones(2, np.float32) for _ in range(3))
+    logits = np.full((1, 2, 2, 2), largest, dtype=np.float32)
+    assert add_window(total, logits, ones, (0, 0, 0), (False, False, False))
+    assert not add_window(total, logits, ones, (0, 0, 0), (False, False, False))
+
+
+@compiled
+def _floats(halves, out):  # type: ignore[no-untyped-def]
+    for n in range(len(halves)):
+        out[n] = float_from_half(halves[n])
+
+
+@compiled
+def _halves(floats, out):  # type: ignore[no-untyped-def]
+    for n in range(len(floats)):
+        out[n] = half_from_float(floats[n])
+
+
+def test_every_half_becomes_numpys_float32() -> None:
+    bits = np.arange(2**16, dtype=np.uint16)
+    ours, expected = np.empty(2**16, dtype=np.float32), bits.view(np.float16).astype(np.float32)
+    _floats(bits, ours)
+    np.testing.assert_array_equal(ours, expected)  # NaN equals NaN here
+    np.testing.assert_array_equal(np.signbit(ours), np.signbit(expected))
+
+
+def test_floats_become_numpys_halves_at_every_boundary_and_for_random_bits() -> None:
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    exact = np.sort(halves[np.isfinite(halves)].astype(np.float32))
+    middle = (exact[1:] + exact[:-1]) / 2  # ties, exact in float32
+    edges = np.concatenate([exact, middle, [65519.996, 65520, 65536, np.inf, np.nan]]).astype(np.float32)
+    near = [np.nextafter(edges, np.float32(limit)) for limit in (-np.inf, np.inf)]
+    random = np.random.default_rng(6).integers(0, 2**32, 2**20, dtype=np.uint32).view(np.float32)
+    values = np.concatenate([edges, *near, random])
+    values = np.concatenate([values, -values])
+    ours = np.empty(len(values), dtype=np.uint16)
+    _halves(values, ours)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        expected = values.astype(np.float16)
+    known = ~np.isnan(expected)  # of NaN only the sign and payload may differ
+    np.testing.assert_array_equal(ours[known], expected.view(np.uint16)[known])
+    assert np.isnan(ours.view(np.float16)[~known]).all()
+
+
+@pytest.mark.parametrize("slices", [0, 1, 4, 6, 7, 50])
+@pytest.mark.parametrize("kind", ["float32", "float16"])
+def test_shifting_down_drops_the_first_slices_and_zeroes_the_freed_end(slices: int, kind: str) -> None:
+    total = np.random.default_rng(7).normal(size=(3, 7, 5, 4)).astype(kind)
+    expected = np.zeros_like(total)
+    keep = max(0, 7 - slices)
+    expected[:, :keep] = total[:, 7 - keep :]
+    shift_down(total, slices)
+    np.testing.assert_array_equal(total, expected)
+
+
+def test_an_accumulator_that_is_not_contiguous_is_not_shifted() -> None:
+    with pytest.raises(ValueError, match="contiguous"):
+        shift_down(np.zeros((2, 4, 3, 6), dtype=np.float32)[..., ::2], 1)

@@ -256,7 +256,7 @@ def test_labels_of_random_plans_equal_the_float64_reference(example: Example) ->
 
 @pytest.mark.slow
 @given(examples())
-@settings(QUICK, max_examples=1500)
+@settings(QUICK, max_examples=1000)
 def test_labels_of_many_more_random_plans_equal_the_float64_reference(example: Example) -> None:
     assert wrong_voxels(example) == 0
 

@@ -26,7 +26,9 @@ MAX_JSON = 64 << 20  # bytes; plans.json has some ten thousand
 MAX_CHECKPOINT = 8 << 30  # bytes; nnU-Net's largest presets have 4 GiB with the optimizer's state
 MAX_RATIO = 200  # weights shrink by 1.1 and the zeros of a fresh optimizer by 2 in all; JSON by up to 50
 ALWAYS_FINE = 1 << 20  # bytes below which the ratio says nothing
-READ_ERRORS = (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError)
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what nnU-Net and file managers write
+# ValueError: names that are not UTF-8 though they say so
+READ_ERRORS = (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError, ValueError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +146,10 @@ def _check_member(info: zipfile.ZipInfo, archive: Path) -> None:
 
 def _check_size(member: zipfile.ZipInfo, limit: int, where: Path) -> None:
     size = member.file_size
+    if member.compress_type not in METHODS:
+        raise ModelError("A file inside the zip is compressed in a way that trtbuild does not read.", where=where,
+                         expected="stored or deflated", got=f"method {member.compress_type}",
+                         hint="make the zip with nnUNetv2_export_model_to_zip")  # fmt: skip
     if size > limit:
         raise ModelError("A file inside the zip is larger than any real one.", expected=f"at most {limit} bytes",
                          got=size, where=where)  # fmt: skip

@@ -30,6 +30,8 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "export": ("torch", "dynamic-network-architectures"),
     "calibrate": ("blosc2",),
     "tif": ("imagecodecs",),
+    "dicom": ("pydicom", "highdicom", "python-gdcm"),
+    "evaluate": ("surface-distance",),
     "rtx": ("tensorrt-rtx",),
     "tensorrt": ("tensorrt",),
     "gpu": ("pycuda", "cuda-bindings"),

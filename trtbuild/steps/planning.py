@@ -182,7 +182,7 @@ def _shape(case: Case, predictor: Predictor) -> CaseShape | None:
         return None
     if header is None:
         return None
-    return CaseShape(shape=header.shape, spacing=header.spacing, voxel_bytes=header.voxel_bytes)
+    return CaseShape(shape=header.shape, spacing=header.spacing, voxel_bytes=header.voxel_bytes, files=len(case.files))
 
 
 def _gigabytes(size: int) -> str:

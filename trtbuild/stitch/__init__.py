@@ -6,7 +6,7 @@ May touch: nothing; it knows no files, devices, models or engines. Everything he
 `accumulate` holds the compiled loops (Numba) and is imported late.
 """
 
-from trtbuild.stitch.gaussian import axis_gaussian, axis_weight_sum, normalised_weights
+from trtbuild.stitch.gaussian import axis_gaussian, normalised_weights
 from trtbuild.stitch.grid import Grid, axis_steps, grid_from_shape, padded_shape
 from trtbuild.stitch.mirror import flip_combinations
 
@@ -14,7 +14,6 @@ __all__ = [
     "Grid",
     "axis_gaussian",
     "axis_steps",
-    "axis_weight_sum",
     "flip_combinations",
     "grid_from_shape",
     "normalised_weights",

@@ -8,7 +8,8 @@ to that in float64.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import math
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,36 +118,15 @@ def shift_down(total: Accumulator, slices: int) -> None:
     """Drops the first `slices` slices in place: the rest moves to the front, the freed end becomes 0.
 
     ``total[:, :-slices] = total[:, slices:]; total[:, -slices:] = 0``, for (C, Z, Y, X); all 0 where `slices` >= Z.
+
+    Raises:
+        ValueError: `total` is not C-contiguous.
     """
-    keep = max(total.shape[1] - slices, 0)
-    for channel in total:  # NumPy copies overlapping slices forwards, as memmove does
-        channel[:keep] = channel[slices : slices + keep]
-        channel[keep:] = 0
-
-
-@compiled
-def _divide_by_weights(total, wz, wy, wx, count):  # type: ignore[no-untyped-def]  # compiled, see divide_by_weights
-    heads, nz, ny, nx = total.shape
-    bad = np.int32(0)
-    for c in range(heads):
-        for z in range(nz):
-            for y in range(ny):
-                row = total[c, z, y]
-                weight = wz[z] * wy[y] * count
-                for x in range(nx):
-                    row[x] = F32(row[x] / (weight * wx[x]))
-                    bad += np.int32(row[x] - row[x] != F32(0))
-    return bad == 0
-
-
-def divide_by_weights(total: NDArray[np.float32], weights: tuple[NDArray[Any], ...], count: int) -> bool:
-    """Turns the sum into the mean in place; False if the result holds NaN or infinity.
-
-    ``total /= wz[:, None, None] * wy[:, None] * wx * count``
-
-    Args:
-        total: accumulator (C, Z, Y, X), C-contiguous.
-        weights: summed weights (Z,), (Y,), (X,) of `axis_weight_sum`.
-        count: number of folds times number of mirror combinations.
-    """
-    return bool(_divide_by_weights(total, *weights, float(count)))
+    if not total.flags.c_contiguous:
+        raise ValueError("an accumulator is C-contiguous")
+    plane = math.prod(total.shape[2:])
+    keep = max(total.shape[1] - slices, 0) * plane
+    for channel in total:
+        voxels = channel.reshape(-1)  # NumPy moves overlapping voxels in place along one axis, else through a copy
+        voxels[:keep] = voxels[len(voxels) - keep :]
+        voxels[keep:] = 0

@@ -23,15 +23,6 @@ def axis_gaussian(patch: int, sigma_scale: float) -> NDArray[np.float64]:
     return np.asarray(np.exp(-0.5 * (distance / (patch * sigma_scale)) ** 2))
 
 
-def axis_weight_sum(length: int, patch: int, steps: tuple[int, ...], sigma_scale: float) -> NDArray[np.float64]:
-    """Sum (length,) along one axis of the weights of all windows that start at `steps`."""
-    total = np.zeros(length)
-    weights = axis_gaussian(patch, sigma_scale)
-    for start in steps:
-        total[start : start + patch] += weights
-    return total
-
-
 def normalised_weights(
     length: int, patch: int, steps: tuple[int, ...], sigma_scale: float
 ) -> tuple[NDArray[np.float32], ...]:
@@ -40,5 +31,7 @@ def normalised_weights(
     Gaussian / sum of the Gaussians of all windows there, formed in float64. A sum weighted by them is the mean itself:
     no division follows, and a voxel is finished when its last window is.
     """
-    gaussian, total = axis_gaussian(patch, sigma_scale), axis_weight_sum(length, patch, steps, sigma_scale)
+    gaussian, total = axis_gaussian(patch, sigma_scale), np.zeros(length)
+    for start in steps:
+        total[start : start + patch] += gaussian
     return tuple((gaussian / total[start : start + patch]).astype(np.float32) for start in steps)

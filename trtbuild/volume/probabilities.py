@@ -14,6 +14,7 @@ from trtbuild.volume.slabs import in_slabs, limits_of_logits, source_from_logits
 from trtbuild.volume.taps import Taps, columns_from_taps
 from trtbuild.volume.way import SLAB, Logits, WayBack, way_back
 
+SLAB_BYTES = 2**26  # of one slab of probabilities; a slice of 60 classes at 512 x 512 voxels is as much
 Block = tuple[slice, slice, slice]
 
 
@@ -30,6 +31,8 @@ def probability_block(logits: Logits, way: WayBack, block: Block, threads: int =
         (heads, *block) float32.
     """
     z, y, x = (range(n)[part] for part, n in zip(block, way.grid.cropped, strict=True))
+    if not (z and y and x):
+        return np.empty((len(logits), len(z), len(y), len(x)), dtype=np.float32)
     if way.taps is None:
         values = _resampled_block(logits, way, (z, y, x))
     else:
@@ -58,16 +61,17 @@ def probabilities_from_logits(logits: Logits, grid: CaseGrid, spec: ModelSpec, *
 
 
 def probabilities_bytes(grid: CaseGrid, spec: ModelSpec, threads: int) -> int:
-    """Bytes that `probabilities_from_logits` needs besides the logits: the stack, and per thread a slab of it twice."""
-    way = way_back(grid, spec)
-    plane = 4 * spec.labels.heads * math.prod(grid.cropped[1:])
-    stack = 4 * spec.labels.heads * math.prod(grid.shape)
-    return stack + max(1, threads) * 2 * plane * min(_depth(way), grid.cropped[0])
+    """Bytes that `probabilities_from_logits` needs besides the logits: the stack, and per thread a slab of it with a
+    few classes more."""
+    way, heads = way_back(grid, spec), spec.labels.heads
+    slab = 4 * math.prod(grid.cropped[1:]) * min(_depth(way), grid.cropped[0])
+    return 4 * heads * math.prod(grid.shape) + max(1, threads) * (heads + 4) * slab
 
 
 def _depth(way: WayBack) -> int:
-    """Slices per slab; more for splines, of which every slab reads some 30 slices besides its own."""
-    return SLAB if way.streams else 8 * SLAB
+    """Slices per slab. For splines the more the better, because every slab reads some 30 slices besides its own."""
+    plane = 4 * way.labels.heads * math.prod(way.grid.cropped[1:])
+    return max(1, min(SLAB if way.streams else 8 * SLAB, SLAB_BYTES // plane))
 
 
 def _interpolated_block(

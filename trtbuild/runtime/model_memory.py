@@ -1,0 +1,150 @@
+"""How many bytes one model takes for a case: its tile loops and its way back, before the case starts.
+
+Every number is a sum of buffers that the code allocates; the shapes follow from the image's header. The crop is not
+known then, so that an image with a rim of zeros needs less than is said.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from trtbuild.runtime.case import Stages
+from trtbuild.runtime.predictor import Member, Settings
+from trtbuild.runtime.slabs import accumulator_depth, rows_of_plan
+from trtbuild.runtime.tiles import TilePlan, patch3, tile_plan
+from trtbuild.spec import ModelSpec
+from trtbuild.volume import CaseGrid
+from trtbuild.volume.back import WayBack, first_needed, ready_slices, way_back, way_back_bytes
+from trtbuild.volume.probabilities import probabilities_bytes
+from trtbuild.volume.resample import new_shape
+from trtbuild.volume.way import label_type
+
+FLOAT, HALF = 4, 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseShape:
+    """What an image's header says: shape (Z, Y, X), spacing (z, y, x) in mm, the bytes that a voxel of one channel
+    takes in its library besides the float32 of the image, and in how many files the channels stand."""
+
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    voxel_bytes: int
+    files: int = 1
+
+    @property
+    def voxels(self) -> int:
+        """Of one channel."""
+        return math.prod(self.shape)
+
+
+def uncropped_grid(case: CaseShape, spec: ModelSpec) -> CaseGrid:
+    """The way back of an image without a rim of zeros.
+
+    Raises:
+        InputError: the resampled grid is empty or too large (`new_shape`).
+    """
+    shape = tuple(case.shape[axis] for axis in spec.transpose_forward)
+    spacing = tuple(case.spacing[axis] for axis in spec.transpose_forward)
+    target = spec.spacing if spec.dimensions == 3 else (spacing[0], *spec.spacing)
+    resampled = shape if spec.resample_data.method == "none" else new_shape(shape, spacing, target)
+    box = (slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2]))
+    return CaseGrid(shape=shape, box=box, spacing=spacing, target=target, resampled=resampled)
+
+
+def window_bytes(member: Member, fold: int) -> int:
+    """Inputs and outputs of the windows that a runner has under way (`stream` keeps one more than it computes)."""
+    info, spec = member.runners[fold].describe(), member.spec
+    one = FLOAT * (spec.network_channels + spec.labels.heads) * math.prod(spec.patch)
+    return (info.parallel + 1) * info.batch * one
+
+
+def label_bytes(case: CaseShape, spec: ModelSpec) -> int:
+    """Of a segmentation on the image's grid."""
+    return case.voxels * np.dtype(label_type(spec.labels)).itemsize
+
+
+def prepared_bytes(case: CaseShape, spec: ModelSpec) -> int:
+    """Of a case as the network's windows are cut from it."""
+    return FLOAT * spec.network_channels * math.prod(uncropped_grid(case, spec).resampled)
+
+
+def stages_bytes(case: CaseShape, stages: Stages, settings: Settings, *, keep_logits: bool) -> int:
+    """One model. The second stage of a cascade is prepared from the first one's labels, which are on both sides."""
+    from trtbuild.volume.preparation_memory import preparation_bytes
+
+    last = stages[-1]
+    if keep_logits:
+        needed = [_loop_bytes(case, last, settings, whole=True)]
+    elif settings.probabilities or not _way(case, last).streams:
+        needed = [_loop_bytes(case, last, settings, whole=True), _whole_back_bytes(case, last, settings)]
+    else:
+        needed = [_loop_bytes(case, last, settings, whole=False) + _back_bytes(case, last, settings)]
+    if len(stages) == 1:
+        return max(needed)
+    labels = label_bytes(case, stages[0].spec)
+    needed = [labels + size for size in needed]
+    needed.append(2 * labels + preparation_bytes(case.shape, case.spacing, last.spec, previous=True))
+    needed.append(labels + 2 * prepared_bytes(case, last.spec))
+    plain = replace(settings, probabilities=False)
+    return max(*needed, stages_bytes(case, stages[:1], plain, keep_logits=False))
+
+
+def _way(case: CaseShape, member: Member) -> WayBack:
+    return way_back(uncropped_grid(case, member.spec), member.spec)
+
+
+def logit_bytes(case: CaseShape, spec: ModelSpec, settings: Settings) -> int:
+    """Of the logits of the whole case on the network's grid."""
+    return _item(settings) * spec.labels.heads * math.prod(uncropped_grid(case, spec).resampled)
+
+
+def _item(settings: Settings) -> int:
+    return HALF if settings.accumulator == "float16" else FLOAT
+
+
+def _plan(case: CaseShape, member: Member, settings: Settings) -> TilePlan:
+    return tile_plan(uncropped_grid(case, member.spec).resampled, member.spec, (), settings.step_size)
+
+
+def _loop_bytes(case: CaseShape, member: Member, settings: Settings, *, whole: bool) -> int:
+    """The tile loop: the case and its padded copy, the accumulator, the windows under way, the logits of a constant
+    window per fold."""
+    spec, plan = member.spec, _plan(case, member, settings)
+    resampled = uncropped_grid(case, spec).resampled
+    window = FLOAT * spec.labels.heads * math.prod(spec.patch)
+    padded = plan.grid.shape != resampled
+    voxels = math.prod(plan.grid.shape)
+    depth = plan.grid.shape[0] if whole else _depth(case, member, plan)
+    return (
+        prepared_bytes(case, spec)
+        + (FLOAT * spec.network_channels * voxels if padded else 0)
+        + _item(settings) * spec.labels.heads * voxels // plan.grid.shape[0] * depth
+        + (logit_bytes(case, spec, settings) if padded and whole else 0)
+        + sum(window_bytes(member, fold) for fold in range(len(member.runners)))
+        + (window * len(member.runners) if len(plan.grid) > 1 else 0)
+    )
+
+
+def _depth(case: CaseShape, member: Member, plan: TilePlan) -> int:
+    """Slices that the accumulator holds where the labels leave slab by slab."""
+    way = _way(case, member)
+    rows = rows_of_plan(plan, patch3(member.spec)[0], lambda final: first_needed(way, ready_slices(way, final)))
+    return accumulator_depth(rows)
+
+
+def _back_bytes(case: CaseShape, member: Member, settings: Settings) -> int:
+    """The segmentation and the scratch of the loops, besides the logits."""
+    return way_back_bytes(uncropped_grid(case, member.spec), member.spec, settings.threads)
+
+
+def _whole_back_bytes(case: CaseShape, member: Member, settings: Settings) -> int:
+    """The way back from the logits of the whole case, with the probabilities where they are asked for."""
+    spec = member.spec
+    grid = uncropped_grid(case, spec)
+    stack = probabilities_bytes(grid, spec, settings.threads) if settings.probabilities else 0
+    kept = prepared_bytes(case, spec) + logit_bytes(case, spec, settings)
+    return kept + label_bytes(case, spec) + max(_back_bytes(case, member, settings) - label_bytes(case, spec), stack)
