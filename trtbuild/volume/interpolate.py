@@ -5,8 +5,11 @@ x 16 output voxels. The smallest and largest logit of every class among the voxe
 interpolated values, so a class whose largest lies below another one's smallest wins nowhere in the box and is left
 out, exactly. Where one class is left (most of an image) the box takes its label without any interpolation; else the
 classes that are left are interpolated, along x, y, z, and folded into (best value, best label). No full-resolution
-logits exist and memory does not grow with the number of classes. Compiled with Numba (imported with this module, so
-import this module late).
+logits exist and memory does not grow with the number of classes.
+
+Measured on two cores, 100 x 133 x 133 logits to 150 x 256 x 256 voxels (benchmarks/results/way_back.md): 6 to 12 ms
+with 3 classes, 80 to 150 ms with 60, where reading the logits once takes 14 ms; 120 to 500 times faster than nnU-Net
+with the same labels. Compiled with Numba (imported with this module, so import this module late).
 """
 
 from __future__ import annotations
@@ -22,7 +25,9 @@ from trtbuild.volume.taps import LANES
 from trtbuild.volume.vectors import extremes16, fill16, keep16, lerp16, spread16
 
 F32 = np.float32
-HEIGHT = 8  # rows of a box. 4 and 16 are slower by 10 to 40 %: more overlap, or more classes left
+HEIGHT = 8
+"""Rows of a box. Measured with 60 classes, CPU time beside 8 rows: 4 rows take 1.8 times as long on ellipsoids and 0.93
+times on random fields (more overlap, fewer classes left), 16 rows 0.83 and 1.06 times."""
 U16, I16 = np.uint16, np.int16
 
 
@@ -113,7 +118,7 @@ def _classes_left(low, high, regions, values, left):  # type: ignore[no-untyped-
                 left[count] = c
                 count += 1
         return count, label
-    floor = low[0]
+    left[0], floor = 0, low[0]  # left[0] stays where NaN compares with nothing
     for c in range(1, len(low)):
         floor = low[c] if low[c] > floor else floor
     for c in range(len(low)):
