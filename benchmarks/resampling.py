@@ -21,7 +21,7 @@ from machine import describe
 from threadpoolctl import threadpool_limits
 
 from trtbuild.spec import Resampling
-from trtbuild.volume.resample import new_shape, resample
+from trtbuild.volume.resampling import new_shape, resample
 
 REPEATS = 7
 

@@ -252,7 +252,7 @@ def test_the_bytes_that_are_stated_are_those_that_numpy_takes() -> None:
 def test_a_case_compiles_nothing_after_the_loops_are_loaded() -> None:
     from trtbuild.runtime.warm import loops_loading
     from trtbuild.stitch import accumulate
-    from trtbuild.volume import interpolate
+    from trtbuild.volume.back import interpolate
 
     for labels in (many(5), many(300), REGIONS):
         spec = make_spec(labels=labels)

@@ -376,7 +376,7 @@ def test_without_a_place_for_a_cache_the_loops_compile_and_a_warning_says_so_onc
         "for name in ('CacheImpl', '_CacheImpl'):\n"
         "    if hasattr(caching, name): getattr(caching, name)._locator_classes = []\n"
         "import numpy as np; from trtbuild.stitch.accumulate import add_window\n"
-        "import trtbuild.volume.interpolate\n"
+        "import trtbuild.volume.back.interpolate\n"
         "total, ones = np.ones((1, 2, 2, 2), np.float32), np.ones(2, np.float32)\n"
         "assert add_window(total, total.copy(), (ones,) * 3, (0, 0, 0), (False,) * 3); print(total.max())"
     )

@@ -30,7 +30,9 @@ def nnunet_average(kind: str) -> tuple[np.ndarray, np.ndarray]:
     mean = average_probabilities([str(f).replace(".nii.gz", ".npz") for f in files])
     folder = subject(MEMBERS[0]).model.folder
     with quiet():
-        manager = PlansManager(str(folder / "plans.json")).get_label_manager(json.loads((folder / "dataset.json").read_text()))
+        manager = PlansManager(str(folder / "plans.json")).get_label_manager(
+            json.loads((folder / "dataset.json").read_text())
+        )
         labels = manager.convert_probabilities_to_segmentation(mean)
     return mean, np.asarray(labels)
 

@@ -25,7 +25,7 @@ from trtbuild.steps.cases import predict_cases
 from trtbuild.steps.outputs import RECORD, check_folder, check_inputs, prepare_folder
 from trtbuild.steps.predict import Predictor
 from trtbuild.volume.cases import Case
-from trtbuild.volume.resample import MAX_VOXELS, new_shape
+from trtbuild.volume.resampling.image import MAX_VOXELS, new_shape
 
 END = ".nii.gz"
 SETTINGS = {"bundle": "abc", "step_size": 0.5}

@@ -21,7 +21,9 @@ from trtbuild.config import PredictConfig
 from trtbuild.runtime import slabs
 from trtbuild.steps.cases import predict_cases
 from trtbuild.stitch import gaussian, grid
-from trtbuild.volume import back, resample, resample_axis
+from trtbuild.volume import back
+from trtbuild.volume.resampling import axis as resample_axis
+from trtbuild.volume.resampling import image as resample
 
 pytestmark = pytest.mark.parity
 

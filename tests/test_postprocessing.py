@@ -373,7 +373,7 @@ def test_a_label_beyond_the_dtype_is_nowhere_and_a_background_beyond_it_is_an_er
 
 
 def test_many_slabs_give_what_one_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    from trtbuild.volume import components
+    from trtbuild.volume.postprocessing import components
 
     monkeypatch.setattr(components, "SLAB", 50)
     rng = np.random.default_rng(3)

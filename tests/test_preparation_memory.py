@@ -11,7 +11,7 @@ from specs import make_spec, spline
 
 from trtbuild.spec import CT, ModelSpec, Resampling, ZScore
 from trtbuild.volume import prepared_from_array
-from trtbuild.volume.preparation_memory import preparation_bytes
+from trtbuild.volume.preparation.memory import preparation_bytes
 
 LIMIT = 0.1  # of the measured peak
 CLIPPED = CT(lower=-1, upper=1, mean=0, std=1)

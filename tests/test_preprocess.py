@@ -11,7 +11,7 @@ from specs import make_spec, spline
 from trtbuild.errors import InputError, OutputError
 from trtbuild.spec import CT, NoNormalization, RescaleTo01, RGBTo01, ZScore
 from trtbuild.volume import prepared_from_array
-from trtbuild.volume.crop import filled_nonzero_mask, nonzero_box
+from trtbuild.volume.preparation.crop import filled_nonzero_mask, nonzero_box
 
 
 def blob(shape: tuple[int, ...], channels: int = 1, seed: int = 0) -> np.ndarray:

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from trtbuild.errors import InputError, ModelError
 from trtbuild.spec import Resampling
-from trtbuild.volume.resample import coarse_axis, nearest_index, new_shape, resample
-from trtbuild.volume.resample_axis import axis_matrix
-from trtbuild.volume.resample_torch import torch_linear_matrix, torch_nearest_index
+from trtbuild.volume.resampling import coarse_axis, nearest_index, new_shape, resample
+from trtbuild.volume.resampling.axis import axis_matrix
+from trtbuild.volume.resampling.linear import torch_linear_matrix, torch_nearest_index
 
 # The limit of the issue: 1e-6 of the input's range. float32 products over three axes reach 2.5e-7.
 TOLERANCE = 1e-6

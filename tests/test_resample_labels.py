@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from trtbuild.errors import ModelError
 from trtbuild.spec import Resampling
-from trtbuild.volume.resample_labels import resample_segmentation
+from trtbuild.volume.resampling.labels import resample_segmentation
 
 FORCE = {"auto": None, "always": True, "never": False}
 

@@ -61,9 +61,7 @@ def reference(data: np.ndarray, spec: ModelSpec, axes: tuple[int, ...], folds: i
 @pytest.mark.parametrize("dimensions", SPECS)
 @pytest.mark.parametrize("shape", [(1, 41, 26, 23), (1, 8, 12, 10), (1, 3, 5, 31), (1, 9, 40, 11)])
 @pytest.mark.parametrize("keep", [0, 1, 3])
-def test_slabs_are_the_dense_float64_mean_slice_by_slice(
-    dimensions: str, shape: tuple[int, ...], keep: int
-) -> None:
+def test_slabs_are_the_dense_float64_mean_slice_by_slice(dimensions: str, shape: tuple[int, ...], keep: int) -> None:
     spec, data = SPECS[dimensions], image(shape)
     axes = (0, 1)
     expected = reference(data, spec, axes, folds=2)

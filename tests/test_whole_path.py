@@ -291,7 +291,7 @@ def test_windows_placed_by_floor_instead_of_round_are_noticed(monkeypatch: pytes
 
 
 def test_a_missing_clip_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from trtbuild.volume import resample
+    from trtbuild.volume.resampling import image as resample
 
     monkeypatch.setattr(resample, "clip_to_range", lambda result, source: None)
     assert wrong_voxels(CUBE) > 0

@@ -135,7 +135,7 @@ def _channels_and_patch(network: NetworkRecord) -> tuple[int, ...]:
 def _checked_memory(record: BuildRecord, open_engine: Callable[[BuildRecord], Runner], model: Path) -> int | None:
     """Open and run with everything under way that `stream` allows: the logits of noise must be finite.
 
-    Gives the bytes that running adds to the opened engine, where that can be told: activations and the windows' buffers.
+    Gives the bytes that running adds to the opened engine, where that can be told: activations and windows.
     """
 
     def work() -> None:

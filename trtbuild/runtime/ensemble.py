@@ -156,7 +156,7 @@ def _mean_probabilities(
 def _block_probabilities(member: MemberLogits, block: tuple[slice, slice, slice], threads: int) -> NDArray[np.float32]:
     """Probabilities (heads, z, y, x) of a block of the image; outside the crop all background."""
     from trtbuild.volume.back import way_back
-    from trtbuild.volume.probabilities import probability_block
+    from trtbuild.volume.back.probabilities import probability_block
 
     spec, grid = member.spec, member.grid
     turned = [block[axis] for axis in spec.transpose_forward]

@@ -79,7 +79,7 @@ def _preparing_bytes(case: CaseShape, models: Sequence[Stages]) -> int:
 
     A cascade keeps the image for its second stage.
     """
-    from trtbuild.volume.preparation_memory import preparation_bytes
+    from trtbuild.volume.preparation.memory import preparation_bytes
 
     specs = [stages[0].spec for stages in models]
     image = _image_bytes(case, specs[0])

@@ -18,9 +18,9 @@ from trtbuild.runtime.tiles import TilePlan, patch3, tile_plan
 from trtbuild.spec import ModelSpec
 from trtbuild.volume import CaseGrid
 from trtbuild.volume.back import WayBack, first_needed, ready_slices, way_back, way_back_bytes
-from trtbuild.volume.probabilities import probabilities_bytes
-from trtbuild.volume.resample import new_shape
-from trtbuild.volume.way import label_type
+from trtbuild.volume.back.probabilities import probabilities_bytes
+from trtbuild.volume.back.way import label_type
+from trtbuild.volume.resampling import new_shape
 
 FLOAT, HALF = 4, 2
 
@@ -74,7 +74,7 @@ def prepared_bytes(case: CaseShape, spec: ModelSpec) -> int:
 
 def stages_bytes(case: CaseShape, stages: Stages, settings: Settings, *, keep_logits: bool) -> int:
     """One model. The second stage of a cascade is prepared from the first one's labels, which are on both sides."""
-    from trtbuild.volume.preparation_memory import preparation_bytes
+    from trtbuild.volume.preparation.memory import preparation_bytes
 
     last = stages[-1]
     if keep_logits:

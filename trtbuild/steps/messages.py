@@ -19,7 +19,7 @@ import numpy as np
 
 from trtbuild.spec import ModelSpec
 from trtbuild.volume.image import Image, Segmentation
-from trtbuild.volume.preprocess import Prepared
+from trtbuild.volume.preparation.preprocess import Prepared
 
 HELLO = b"trtbuild reads images here\n"
 """The first line from the process. What comes before it is noise that Python's start-up files print."""

@@ -21,7 +21,7 @@ from trtbuild.spec import ModelSpec
 from trtbuild.steps.child import Child, death, worker_command
 from trtbuild.steps.messages import Done, Failed, Forget, Message, Read, Reading, Request, Second, Warm
 from trtbuild.volume.image import Segmentation
-from trtbuild.volume.preprocess import Prepared
+from trtbuild.volume.preparation.preprocess import Prepared
 
 __all__ = ["Reading", "Request", "Worker", "open_worker"]
 

@@ -37,7 +37,7 @@ from trtbuild.steps.messages import (
     send,
 )
 from trtbuild.volume.image import Image, Segmentation
-from trtbuild.volume.preprocess import Prepared, prepared_from_array
+from trtbuild.volume.preparation.preprocess import Prepared, prepared_from_array
 
 PR_SET_PDEATHSIG = 1
 """linux/prctl.h"""

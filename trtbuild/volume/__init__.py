@@ -6,6 +6,6 @@ May touch: image files. It knows no engines, no runners and no folders of models
 """
 
 from trtbuild.volume.back import probabilities_from_logits, segmentation_from_logits
-from trtbuild.volume.preprocess import CaseGrid, Prepared, prepared_from_array
+from trtbuild.volume.preparation import CaseGrid, Prepared, prepared_from_array
 
 __all__ = ["CaseGrid", "Prepared", "prepared_from_array", "probabilities_from_logits", "segmentation_from_logits"]

@@ -21,9 +21,9 @@ from itertools import groupby
 from pathlib import Path
 
 from trtbuild.errors import InputError
-from trtbuild.volume.case import Case, distinct, named, require_order
-from trtbuild.volume.case_folder import cases_from_folder
-from trtbuild.volume.case_list import cases_from_list
+from trtbuild.volume.cases.case import Case, distinct, named, require_order
+from trtbuild.volume.cases.folder import cases_from_folder
+from trtbuild.volume.cases.lists import cases_from_list
 
 LISTS = (".json", ".txt")
 

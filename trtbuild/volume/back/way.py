@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from trtbuild.errors import ModelError
 from trtbuild.spec import Labels, ModelSpec, Resampling
-from trtbuild.volume.preprocess import CaseGrid
-from trtbuild.volume.resample import coarse_axis
-from trtbuild.volume.resample_axis import slab_bytes
-from trtbuild.volume.taps import LANES, Taps, taps_of_axes
+from trtbuild.volume.back.taps import LANES, Taps, taps_of_axes
+from trtbuild.volume.preparation.preprocess import CaseGrid
+from trtbuild.volume.resampling.axis import slab_bytes
+from trtbuild.volume.resampling.image import coarse_axis
 
 SLAB = 8  # output slices per task: enough work to hide a thread's hand-over, few enough to share evenly
 Segmentation = NDArray[np.uint8] | NDArray[np.uint16]

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from trtbuild.compiled import ir, llvm, types
-from trtbuild.volume.taps import LANES
+from trtbuild.volume.back.taps import LANES
 
 _I16, _I32, _F32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
 

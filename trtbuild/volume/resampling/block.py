@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbuild.spec import Resampling
-from trtbuild.volume.resample import coarse_axis, nearest_index
-from trtbuild.volume.resample_axis import axis_blocks
+from trtbuild.volume.resampling.axis import axis_blocks
+from trtbuild.volume.resampling.image import coarse_axis, nearest_index
 
 
 class _Operator(NamedTuple):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trtbuild.errors import InputError
-from trtbuild.volume.case import Case, could_be_file, named, numbered, require_order, safe_id
+from trtbuild.volume.cases.case import Case, could_be_file, named, numbered, require_order, safe_id
 
 
 def cases_from_list(path: Path, file_ending: str) -> list[Case]:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 
 from trtbuild.spec import ModelSpec, Resampling
-from trtbuild.volume.normalize import needs_mask
-from trtbuild.volume.resample import coarse_axis, new_shape
-from trtbuild.volume.resample_axis import matrix_bytes, slab_bytes
+from trtbuild.volume.preparation.normalize import needs_mask
+from trtbuild.volume.resampling.axis import matrix_bytes, slab_bytes
+from trtbuild.volume.resampling.image import coarse_axis, new_shape
 
 FLOAT, SCORE = 4, 8  # bytes of a voxel in float32, and of a label's score in float64
 SPLINE_PAD = 24  # scipy pads 12 voxels on either side before it filters a spline of order 2 or more

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from trtbuild.compiled import compiled
 from trtbuild.half import float_from_half
-from trtbuild.volume.taps import LANES
-from trtbuild.volume.vectors import extremes16, fill16, keep16, lerp16, spread16
+from trtbuild.volume.back.taps import LANES
+from trtbuild.volume.back.vectors import extremes16, fill16, keep16, lerp16, spread16
 
 F32 = np.float32
 HEIGHT = 8

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbuild.spec import ModelSpec
-from trtbuild.volume.preprocess import CaseGrid
-from trtbuild.volume.resample_block import resampled_block
-from trtbuild.volume.slabs import in_slabs, limits_of_logits, source_from_logits, taps_between
-from trtbuild.volume.taps import Taps, columns_from_taps
-from trtbuild.volume.way import SLAB, Logits, WayBack, way_back
+from trtbuild.volume.back.slabs import in_slabs, limits_of_logits, source_from_logits, taps_between
+from trtbuild.volume.back.taps import Taps, columns_from_taps
+from trtbuild.volume.back.way import SLAB, Logits, WayBack, way_back
+from trtbuild.volume.preparation.preprocess import CaseGrid
+from trtbuild.volume.resampling.block import resampled_block
 
 SLAB_BYTES = 2**26  # of one slab of probabilities; a slice of 60 classes at 512 x 512 voxels is as much
 Block = tuple[slice, slice, slice]
@@ -77,7 +77,7 @@ def _depth(way: WayBack) -> int:
 def _interpolated_block(
     logits: Logits, taps: tuple[Taps, Taps, Taps], block: tuple[range, range, range], threads: int
 ) -> NDArray[np.float32]:
-    from trtbuild.volume.interpolate import value_slab
+    from trtbuild.volume.back.interpolate import value_slab
 
     z, y, x = (taps_between(t, part.start, part.stop, 0) for t, part in zip(taps, block, strict=True))
     source, limits, columns = source_from_logits(logits), limits_of_logits(logits), columns_from_taps(x)

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from trtbuild.spec import ModelSpec
-from trtbuild.volume.checks import checked_image, checked_previous, checked_spacing
-from trtbuild.volume.crop import Box, filled_nonzero_mask, nonzero_box
-from trtbuild.volume.normalize import needs_mask, normalized_channel
-from trtbuild.volume.resample import new_shape, resample_into
-from trtbuild.volume.resample_labels import resample_segmentation
+from trtbuild.volume.preparation.checks import checked_image, checked_previous, checked_spacing
+from trtbuild.volume.preparation.crop import Box, filled_nonzero_mask, nonzero_box
+from trtbuild.volume.preparation.normalize import needs_mask, normalized_channel
+from trtbuild.volume.resampling.image import new_shape, resample_into
+from trtbuild.volume.resampling.labels import resample_segmentation
 
 Shape = tuple[int, ...]
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from trtbuild.errors import ModelError, Untrusted
 from trtbuild.spec import KeepLargestComponent
-from trtbuild.volume.components import components_bytes, keep_largest_component
-from trtbuild.volume.plain_pickle import Global, value_from_pickle
+from trtbuild.volume.postprocessing.components import components_bytes, keep_largest_component
+from trtbuild.volume.postprocessing.plain_pickle import Global, value_from_pickle
 
 FUNCTION = "remove_all_but_largest_component_from_segmentation"
 MODULE = "nnunetv2.postprocessing.remove_connected_components"

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from trtbuild.errors import ModelError
 from trtbuild.spec import Resampling
-from trtbuild.volume.resample import coarse_axis, nearest_index
-from trtbuild.volume.resample_torch import torch_linear_taps, torch_nearest_index
+from trtbuild.volume.resampling.image import coarse_axis, nearest_index
+from trtbuild.volume.resampling.linear import torch_linear_taps, torch_nearest_index
 
 LANES = 16
 """New voxels along x that the compiled loops make at a time."""

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from trtbuild.errors import InputError, ModelError
 from trtbuild.spec import Resampling
-from trtbuild.volume.resample_axis import clip_to_range, resize_axes, resize_axis, resize_slices
-from trtbuild.volume.resample_torch import torch_nearest_index
+from trtbuild.volume.resampling.axis import clip_to_range, resize_axes, resize_axis, resize_slices
+from trtbuild.volume.resampling.linear import torch_nearest_index
 
 MAX_VOXELS = 2**33
 """Largest resampled grid: 2048 voxels along every axis, 32 GiB per float32 channel. More comes of a wrong header."""

@@ -13,12 +13,9 @@ import numpy as np
 
 from trtbuild.errors import ModelError
 from trtbuild.spec import ModelSpec
-from trtbuild.volume.preprocess import CaseGrid
-from trtbuild.volume.probabilities import probabilities_bytes, probabilities_from_logits, probability_block
-from trtbuild.volume.resample import resample_into
-from trtbuild.volume.slabs import in_slabs, limits_of_logits, source_from_logits, taps_between
-from trtbuild.volume.taps import Taps, columns_from_taps
-from trtbuild.volume.way import (
+from trtbuild.volume.back.slabs import in_slabs, limits_of_logits, source_from_logits, taps_between
+from trtbuild.volume.back.taps import Taps, columns_from_taps
+from trtbuild.volume.back.way import (
     Logits,
     Segmentation,
     WayBack,
@@ -26,24 +23,9 @@ from trtbuild.volume.way import (
     first_needed,
     ready_slices,
     way_back,
-    way_back_bytes,
 )
-
-__all__ = [
-    "Logits",
-    "Segmentation",
-    "WayBack",
-    "empty_segmentation",
-    "first_needed",
-    "label_slices",
-    "probabilities_bytes",
-    "probabilities_from_logits",
-    "probability_block",
-    "ready_slices",
-    "segmentation_from_logits",
-    "way_back",
-    "way_back_bytes",
-]
+from trtbuild.volume.preparation.preprocess import CaseGrid
+from trtbuild.volume.resampling.image import resample_into
 
 
 def label_slices(
@@ -113,7 +95,7 @@ def _label_linear(
     bounds: tuple[int, int],
     threads: int,
 ) -> None:
-    from trtbuild.volume.interpolate import label_slab
+    from trtbuild.volume.back.interpolate import label_slab
 
     z, y, x = taps
     source, limits, columns = source_from_logits(logits), limits_of_logits(logits), columns_from_taps(x)

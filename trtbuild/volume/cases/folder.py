@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import overload
 
 from trtbuild.errors import InputError
-from trtbuild.volume.case import Case, distinct, numbered, numbered_case, safe_id
+from trtbuild.volume.cases.case import Case, distinct, numbered, numbered_case, safe_id
 from trtbuild.volume.io.dicom_headers import could_be_dicom, is_dicom_file
 
 

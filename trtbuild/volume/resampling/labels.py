@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from trtbuild.errors import ModelError
 from trtbuild.spec import Resampling
-from trtbuild.volume.resample import coarse_axis, nearest_index
-from trtbuild.volume.resample_torch import torch_linear_taps, torch_nearest_index
+from trtbuild.volume.resampling.image import coarse_axis, nearest_index
+from trtbuild.volume.resampling.linear import torch_linear_taps, torch_nearest_index
 
 Label = TypeVar("Label", bound=np.integer[Any])
 Taps = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.floating[Any]]]
@@ -64,7 +64,7 @@ def _chosen(index: NDArray[np.int64], dtype: type[np.floating[Any]]) -> Taps:
 
 
 def _voted_torch(seg: NDArray[Label], shape: tuple[int, ...], axis: int | None) -> NDArray[Label]:
-    from trtbuild.volume.label_vote import vote_torch
+    from trtbuild.volume.resampling.label_vote import vote_torch
 
     taps: list[Taps] = [
         _chosen(torch_nearest_index(old, new), np.float32) if a == axis else torch_linear_taps(old, new)
@@ -105,7 +105,7 @@ def _resampled_spline(seg: NDArray[Label], shape: tuple[int, ...], axis: int | N
 def _voted_spline(
     seg: NDArray[Label], shape: tuple[int, ...], axis: int | None, nearest: list[NDArray[np.int64]]
 ) -> NDArray[Label]:
-    from trtbuild.volume.label_vote import vote_spline
+    from trtbuild.volume.resampling.label_vote import vote_spline
 
     taps = [
         _chosen(nearest[a], np.float64) if a == axis else _linear_taps(old, new)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbuild.errors import ModelError
-from trtbuild.volume.resample_torch import torch_linear_matrix
+from trtbuild.volume.resampling.linear import torch_linear_matrix
 
 Kind = int | Literal["torch"]
 """What an axis is resized with: a spline of this order (scipy's), or torch's linear interpolation."""

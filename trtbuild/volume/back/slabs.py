@@ -11,11 +11,11 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from trtbuild.errors import ModelError
-from trtbuild.volume.taps import Taps
-from trtbuild.volume.way import SLAB, Logits
+from trtbuild.volume.back.taps import Taps
+from trtbuild.volume.back.way import SLAB, Logits
 
 if TYPE_CHECKING:
-    from trtbuild.volume.interpolate import Source
+    from trtbuild.volume.back.interpolate import Source
 
 
 def source_from_logits(logits: Logits) -> Source:
@@ -24,7 +24,7 @@ def source_from_logits(logits: Logits) -> Source:
     Raises:
         ModelError: they are not, or an axis runs backwards, or the type is neither float32 nor float16.
     """
-    from trtbuild.volume.interpolate import Source
+    from trtbuild.volume.back.interpolate import Source
 
     kinds = {np.dtype(np.float32): np.float32, np.dtype(np.float16): np.uint16}
     if logits.dtype not in kinds:

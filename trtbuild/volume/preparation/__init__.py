@@ -1,0 +1,10 @@
+"""From an image as read to what the network sees.
+
+Does: checks, transposes, crops, normalises and resamples a case; adds the labels of a cascade's first stage.
+Takes: arrays, spacings, a ModelSpec. Gives: `Prepared`, and how many bytes that takes. May touch: nothing.
+"""
+
+from trtbuild.volume.preparation.memory import preparation_bytes
+from trtbuild.volume.preparation.preprocess import CaseGrid, Prepared, prepared_from_array
+
+__all__ = ["CaseGrid", "Prepared", "preparation_bytes", "prepared_from_array"]
