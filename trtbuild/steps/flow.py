@@ -31,7 +31,7 @@ from trtbuild.steps.writing import Place, write_case
 if TYPE_CHECKING:
     from trtbuild.volume import Prepared
     from trtbuild.volume.cases import Case
-    from trtbuild.volume.image import Image
+    from trtbuild.volume.image import Header, Image
 
 CASE_ERRORS = (InputError, NonFinite, OutOfMemory, WorkerDied)
 """What fails a case and not the run."""
@@ -39,6 +39,9 @@ CASE_ERRORS = (InputError, NonFinite, OutOfMemory, WorkerDied)
 
 class Source(Preparer, Protocol):
     """Reads and prepares cases, in the order of the requests: `worker.Worker`, or `local.LocalWorker`."""
+
+    def look(self, request: Request) -> Future[Header | None]:
+        """What the case's header says, where it can be read."""
 
     def submit(self, request: Request) -> Future[Reading]:
         """The case as the first stage of every model sees it."""
@@ -151,11 +154,11 @@ def _planned(cases: Sequence[Case], run: Run) -> Iterator[Ahead | Outcome]:
         try:
             _check_writable(case, run)
             previous = _previous(config, case, predictor.spec.file_ending)
-            plan = run.planner.plan(case)
+            request = Request(case=case.id, files=case.files, specs=specs, previous=previous, keep=cascades)
+            plan = run.planner.plan(case.id, run.source.look(request).result(), len(case.files))
         except CASE_ERRORS as error:
             yield _failed(case.id, error)
             continue
-        request = Request(case=case.id, files=case.files, specs=specs, previous=previous, keep=cascades)
         yield Ahead(case=case, plan=plan, request=request)
 
 

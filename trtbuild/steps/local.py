@@ -6,10 +6,10 @@ from concurrent.futures import Future
 from typing import Any
 
 from trtbuild.spec import ModelSpec
-from trtbuild.steps.messages import Forget, Message, Read, Reading, Request, Second
+from trtbuild.steps.messages import Forget, Look, Message, Read, Reading, Request, Second
 from trtbuild.steps.worker_main import answer
 from trtbuild.volume import Prepared
-from trtbuild.volume.image import Image, Segmentation
+from trtbuild.volume.image import Header, Image, Segmentation
 
 
 class LocalWorker:
@@ -20,6 +20,10 @@ class LocalWorker:
     def __init__(self) -> None:
         self._kept: dict[str, Image] = {}
         self._requests: dict[str, Read] = {}
+
+    def look(self, request: Request) -> Future[Header | None]:
+        """What the case's header says."""
+        return self._answered(Look(read=Read(request=request, folder=None)))
 
     def submit(self, request: Request) -> Future[Reading]:
         """Reads and prepares the case."""

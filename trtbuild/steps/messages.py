@@ -75,6 +75,13 @@ class Read:
     folder: str | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """To the process: what the case's header says, without its voxels."""
+
+    read: Read
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Second:
     """To the process: prepare the kept image for a second stage; where it is not kept (any more), read it again."""
@@ -113,7 +120,7 @@ class Failed:
     error: Exception
 
 
-Message = Warm | Read | Second | Forget
+Message = Warm | Look | Read | Second | Forget
 Reply = Stage | Done | Failed
 
 

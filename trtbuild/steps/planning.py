@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from trtbuild.errors import InputError, OutOfMemory, TrtbuildError
+from trtbuild.errors import OutOfMemory, TrtbuildError
 from trtbuild.machine import available_memory, memory_in_use
 from trtbuild.runtime import Settings
 from trtbuild.runtime.memory import CaseBytes, CaseShape, case_bytes, window_bytes
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from trtbuild.spec import ModelSpec
-    from trtbuild.volume.cases import Case
+    from trtbuild.volume.image import Header
 
 RESERVE = 0.05
 """Of the free memory, left to the system where no limit is given."""
@@ -68,17 +68,19 @@ class Planner:
     base: int
     limit: int | None
 
-    def plan(self, case: Case) -> CasePlan:
-        """The case with the accumulator that fits.
+    def plan(self, case: str, header: Header | None, files: int) -> CasePlan:
+        """The case with what makes it fit; None as its size where the header does not tell.
 
         Raises:
-            OutOfMemory: even alone and in float16 it would not fit.
+            OutOfMemory: it would not fit, whatever is done.
             InputError: a case of this size cannot be prepared.
         """
-        shape = _shape(case, self.predictor)
-        if shape is None:
-            return CasePlan(case=case.id, settings=self.settings, bytes=None, peak=None)
-        return self.plan_shape(case.id, shape)
+        if header is None:
+            return CasePlan(case=case, settings=self.settings, bytes=None, peak=None)
+        shape = CaseShape(
+            shape=header.shape, spacing=header.spacing, voxel_bytes=header.voxel_bytes, files=max(1, files)
+        )
+        return self.plan_shape(case, shape)
 
     def plan_shape(self, case: str, shape: CaseShape) -> CasePlan:
         """`plan` for a case whose size is known otherwise."""
@@ -169,20 +171,6 @@ def _growth(predictor: Predictor) -> int:
         for (stage, fold), record in zip(runners, model.records, strict=True):
             total += max(0, (record.memory.host or 0) - window_bytes(stage, fold))
     return total
-
-
-def _shape(case: Case, predictor: Predictor) -> CaseShape | None:
-    """The case's shape from its header; None where that says nothing, or cannot be read (reading it will say why)."""
-    from trtbuild.volume.io import reader_named
-
-    spec = predictor.spec
-    try:
-        header = reader_named(spec.reader).image_header(case.files, spec.channels)
-    except InputError:
-        return None
-    if header is None:
-        return None
-    return CaseShape(shape=header.shape, spacing=header.spacing, voxel_bytes=header.voxel_bytes, files=len(case.files))
 
 
 def _gigabytes(size: int) -> str:

@@ -19,8 +19,8 @@ from typing import Any
 from trtbuild.errors import Cancelled
 from trtbuild.spec import ModelSpec
 from trtbuild.steps.child import Child, death, worker_command
-from trtbuild.steps.messages import Done, Failed, Forget, Message, Read, Reading, Request, Second, Warm
-from trtbuild.volume.image import Segmentation
+from trtbuild.steps.messages import Done, Failed, Forget, Look, Message, Read, Reading, Request, Second, Warm
+from trtbuild.volume.image import Header, Segmentation
 from trtbuild.volume.preparation.preprocess import Prepared
 
 __all__ = ["Reading", "Request", "Worker", "open_worker"]
@@ -59,10 +59,13 @@ class Worker:
         child = self._child
         return () if child is None else (child.process.pid,)
 
+    def look(self, request: Request) -> Future[Header | None]:
+        """What the case's header says; None where it says nothing, or cannot be read (reading it will say why)."""
+        return self._put(Look(read=_read(request)), request)
+
     def submit(self, request: Request) -> Future[Reading]:
         """Reads and prepares a case once those before it are done. Relative paths start at the folder of now."""
-        paths = (*request.files, *([request.previous] if request.previous else []))
-        read = Read(request=request, folder=None if all(p.is_absolute() for p in paths) else os.getcwd())
+        read = _read(request)
         if request.keep:
             self._kept[request.case] = read
         return self._put(read, request)
@@ -165,6 +168,12 @@ class Worker:
         if child is not None:
             child.kill()
             child.exit_code()
+
+
+def _read(request: Request) -> Read:
+    """The request with the folder of now, where its paths start there."""
+    paths = (*request.files, *([request.previous] if request.previous else []))
+    return Read(request=request, folder=None if all(p.is_absolute() for p in paths) else os.getcwd())
 
 
 @contextmanager

@@ -21,13 +21,14 @@ from pathlib import Path
 
 import numpy as np
 
-from trtbuild.errors import TrtbuildError
+from trtbuild.errors import InputError, TrtbuildError
 from trtbuild.spec import ModelSpec
 from trtbuild.steps.messages import (
     HELLO,
     Done,
     Failed,
     Forget,
+    Look,
     Read,
     Reading,
     Second,
@@ -36,7 +37,7 @@ from trtbuild.steps.messages import (
     receive,
     send,
 )
-from trtbuild.volume.image import Image, Segmentation
+from trtbuild.volume.image import Header, Image, Segmentation
 from trtbuild.volume.preparation.preprocess import Prepared, prepared_from_array
 
 PR_SET_PDEATHSIG = 1
@@ -131,7 +132,7 @@ def _plain(error: TrtbuildError) -> TrtbuildError:
     return error.with_traceback(None)
 
 
-def answer(message: object, kept: dict[str, Image], tell: Tell) -> Reading | Prepared | None:
+def answer(message: object, kept: dict[str, Image], tell: Tell) -> Reading | Prepared | Header | None:
     """The answer to one message; `kept` holds the images of cases by name, `tell` hears how far it is.
 
     Raises what the reader and the preparation raise.
@@ -141,6 +142,8 @@ def answer(message: object, kept: dict[str, Image], tell: Tell) -> Reading | Pre
     # resampling is a few small matrix products, and the cores belong to the network
     with threadpool_limits(1, user_api="blas"):
         match message:
+            case Look(read=read):
+                return _header(read, tell)
             case Read():
                 return _reading(message, kept, tell)
             case Second():
@@ -153,6 +156,30 @@ def answer(message: object, kept: dict[str, Image], tell: Tell) -> Reading | Pre
             case _:
                 raise TypeError(f"{message!r} is no message")
     return None
+
+
+def _header(read: Read, tell: Tell) -> Header | None:
+    """What the header says; None where it cannot be read, which reading the case will say better."""
+    spec, files = _files(read, "reading the header", tell)
+    try:
+        if all(os.path.isdir(file) for file in files):
+            from trtbuild.volume.io.dicom_io import series_header
+
+            return series_header(files, spec.reader)
+        from trtbuild.volume.io import reader_named
+
+        return reader_named(spec.reader).image_header(files, spec.channels)
+    except InputError:
+        return None
+
+
+def _files(read: Read, stage: str, tell: Tell) -> tuple[ModelSpec, tuple[Path, ...]]:
+    """The case's files, from the folder where their paths start, and the model that says how to read them."""
+    if read.folder is not None:
+        os.chdir(read.folder)
+    files = read.request.files
+    tell(Stage(name=stage, amount=_megabytes(sum(map(_bytes_on_disk, files)))))
+    return read.request.specs[0], files
 
 
 def _reading(read: Read, kept: dict[str, Image], tell: Tell) -> Reading:
@@ -185,10 +212,7 @@ def _second(message: Second, kept: dict[str, Image], tell: Tell) -> Prepared:
 
 def _image(read: Read, tell: Tell) -> Image:
     """The image of a request, with a warning where it is empty."""
-    if read.folder is not None:
-        os.chdir(read.folder)
-    spec, files = read.request.specs[0], read.request.files
-    tell(Stage(name="reading", amount=_megabytes(sum(map(_bytes_on_disk, files)))))
+    spec, files = _files(read, "reading", tell)
     if all(os.path.isdir(file) for file in files):
         from trtbuild.volume.io.dicom_io import read_series
 
