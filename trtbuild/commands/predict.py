@@ -78,8 +78,8 @@ DICOM = "dicom_seg"
     "max_memory",
     type=BYTES,
     metavar="SIZE",
-    help="Of all processes together, such as 8G. A case that would need more is adapted or refused. Default: what is "
-    "free.",
+    help="Of all processes together, such as 8G. A case that would need more waits for the others, is summed in "
+    "float16, or is refused by name. Default: what is free, and no float16.",
 )
 @click.option("-num_parts", "num_parts", type=click.IntRange(1), default=1, help="Split the cases into so many parts.")
 @click.option("-part_id", "part_id", type=click.IntRange(0), default=0, help="The part to predict, from 0.")

@@ -158,6 +158,7 @@ def _arguments(config: PredictConfig, predictor: Predictor) -> dict[str, Any]:
             "vote": recipe.vote,
             "disagreement": recipe.disagreement,
             "dicom_seg": config.dicom_seg,
+            "max_memory": config.max_memory,
             "postprocessing": json_from_value(recipe.postprocessing),
             "previous_stage": previous,
         },

@@ -1,7 +1,8 @@
 """What a run's memory will be, before each case starts; and what is done where it would not fit.
 
-The rungs, in this order: cases one after the other instead of three in flight (`steps.flow`), a float16 accumulator,
-and a refusal that names the case. Everything is counted for the whole process tree.
+The rungs, in this order: cases one after the other instead of three in flight (`steps.flow`), a float16 accumulator
+where the user set a limit, and a refusal that names the case. Without a limit there is no float16: what happens to be
+free on the machine must not change a voxel. Everything is counted for the whole process tree.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from trtbuild.errors import OutOfMemory, TrtbuildError
 from trtbuild.machine import available_memory, memory_in_use
 from trtbuild.runtime import Settings
 from trtbuild.runtime.memory import CaseBytes, CaseShape, case_bytes, window_bytes
+from trtbuild.runtime.slabs import Accumulator
 from trtbuild.steps.predict import Predictor
 
 if TYPE_CHECKING:
@@ -60,13 +62,14 @@ class CasePlan:
 class Planner:
     """The memory of one run: `base` is what it takes without any case, `limit` what it may take; None: not known.
 
-    `settings` are those of every case, but for the accumulator, which is chosen per case.
+    `settings` are those of every case, but for the accumulator, which is the first of `accumulators` that fits.
     """
 
     predictor: Predictor
     settings: Settings
     base: int
     limit: int | None
+    accumulators: tuple[Accumulator, ...] = ("float32", "float16")
 
     def plan(self, case: str, header: Header | None, files: int) -> CasePlan:
         """The case with what makes it fit; None as its size where the header does not tell.
@@ -85,7 +88,7 @@ class Planner:
     def plan_shape(self, case: str, shape: CaseShape) -> CasePlan:
         """`plan` for a case whose size is known otherwise."""
         peak = self.base
-        for accumulator in ("float32", "float16"):
+        for accumulator in self.accumulators:
             settings = replace(self.settings, accumulator=accumulator)
             needed = self._bytes(shape, settings)
             peak = self.base + needed.alone
@@ -136,6 +139,8 @@ class Planner:
 
     def _levers(self) -> str:
         levers = ["raise --max-memory", "use a machine with more memory", "crop the image"]
+        if "float16" not in self.accumulators:
+            levers[0] = "allow a float16 accumulator by naming the limit yourself with --max-memory"
         if self.settings.probabilities:
             levers.insert(0, "leave --save_probabilities out")
         return "check the spacing in the file's header; " + ", ".join(levers[:-1]) + f" or {levers[-1]}"
@@ -160,7 +165,13 @@ def planner_of_run(predictor: Predictor, settings: Settings, max_memory: int | N
     limit = max_memory
     if limit is None and free is not None:
         limit = used + int((1 - RESERVE) * free)
-    return Planner(predictor=predictor, settings=settings, base=used + _growth(predictor), limit=limit)
+    return Planner(
+        predictor=predictor,
+        settings=settings,
+        base=used + _growth(predictor),
+        limit=limit,
+        accumulators=("float32",) if max_memory is None else ("float32", "float16"),
+    )
 
 
 def _growth(predictor: Predictor) -> int:
