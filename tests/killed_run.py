@@ -76,7 +76,7 @@ def watch(diary: Diary) -> None:
 
     def received(pipe: Any) -> object:
         message = receive(pipe)
-        if isinstance(message, Stage):
+        if isinstance(message, Stage) and message.name in ("reading", "preparing"):
             (diary.enter if message.name == "reading" else diary.leave)("reading")
         return message
 

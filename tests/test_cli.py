@@ -384,3 +384,28 @@ def test_without_a_place_for_a_cache_the_loops_compile_and_a_warning_says_so_onc
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "2.0"
     assert result.stderr.count("NUMBA_CACHE_DIR") == 1
+
+
+def test_a_closed_pipe_does_not_change_the_exit_code() -> None:
+    command = f"{sys.executable} -m trtbuild doctor | head -c 1; exit ${{PIPESTATUS[0]}}"
+    assert subprocess.run(["bash", "-c", command], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("size", ["", "G", "0", "-1G", "1" * 400 + "G", "inf", "nan", "1e9G", "8 X"])
+def test_a_memory_limit_that_is_none_is_refused(size: str, tmp_path: Path) -> None:
+    assert run(["predict", str(tmp_path), "-i", str(tmp_path), "-o", str(tmp_path), f"--max-memory={size}"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("8G", 8 << 30), ("512M", 512 << 20), ("1.5GiB", 3 << 29), ("7", 7), ("2 kb", 2048)]
+)
+def test_a_memory_limit_is_written_as_for_docker(text: str, size: int) -> None:
+    from trtbuild.options import BYTES
+
+    assert BYTES.convert(text, None, None) == size
+
+
+def test_control_characters_of_a_name_do_not_reach_the_terminal() -> None:
+    from trtbuild.show import printable
+
+    assert printable("a\x1b[31m\nb ä") == "a\\x1b[31m\\nb ä"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,9 +15,9 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from dicom_samples import AXIAL, decimal, enhanced, saved, slice_header, slices, stored_values
+from dicom_samples import AXIAL, decimal, enhanced, image_header, saved, slice_header, slices, stored_values
 from pydicom.dataset import Dataset
-from pydicom.uid import JPEGLSLossless, MRImageStorage, RLELossless
+from pydicom.uid import BasicTextSRStorage, JPEGLSLossless, MRImageStorage, RLELossless
 from test_io_simpleitk import oblique
 
 from trtbuild.errors import InputError, OutOfMemory
@@ -339,6 +340,11 @@ def test_a_slice_of_another_kind_is_named(tmp_path: Path, what: str, change: dic
     ("ImageOrientationPatient", [0, 0, 0, 0, 0, 0], "not at right angles"),
     ("PixelSpacing", None, "does not say its PixelSpacing"),
     ("PixelSpacing", [0, 1], "no usable spacing"),
+    ("PixelSpacing", [0, 0], "no usable spacing"),
+    ("PixelSpacing", [-1, 1], "no usable spacing"),
+    ("RescaleSlope", "0", "RescaleSlope of the image is 0"),
+    ("Rows", 0, "no voxels"),
+    ("SOPClassUID", None, "damaged"),
     ("PhotometricInterpretation", "RGB", "no plain intensities"),
     ("SamplesPerPixel", 3, "no plain intensities"),
     ("ModalityLUTSequence", [Dataset()], "stand in a table"),
@@ -351,7 +357,13 @@ def test_headers_that_cannot_be_used_say_why(tmp_path: Path, name: str, value: A
             delattr(ds, name)
         else:
             setattr(ds, name, value)
-    assert what in refusal(saved(tmp_path / "s", series)).what
+    folder = saved(tmp_path / "s", series)
+    for reader in READERS:
+        error = refusal(folder, reader)
+        assert what in error.what
+        assert str(error.where).startswith(str(folder))
+    with pytest.raises(InputError, match=re.escape(what)):
+        series_header([folder], "NibabelIO")
 
 
 @pytest.mark.parametrize(("rescale", "what"), [("RescaleSlope", "NaN or infinity"), ("RescaleIntercept", "NaN or inf")])
@@ -374,7 +386,7 @@ def test_what_is_no_slice_is_left_out_aloud_or_refused(tmp_path: Path) -> None:
     (folder / ".DS_Store").write_bytes(b"\0")
     (folder / "more").mkdir()
     assert read_series([folder], ("CT",), "SimpleITKIO").warnings == ()
-    report = slices(stored_values())[0]
+    report = slices(stored_values(), SOPClassUID=BasicTextSRStorage)[0]
     for name in ("Rows", "Columns", "PixelData"):
         delattr(report, name)
     report.save_as(folder / "report.dcm", enforce_file_format=True)
@@ -391,6 +403,102 @@ def test_a_single_slice_is_as_thick_as_it_says(tmp_path: Path) -> None:
     alone = slices(stored_values((1, 6, 7)))
     del alone[0].SliceThickness
     assert "how thick" in refusal(saved(tmp_path / "t", alone)).what
+
+
+@pytest.mark.parametrize(("name", "value"), [("SliceThickness", "0"), ("SpacingBetweenSlices", "-3"),
+                                             ("SpacingBetweenSlices", "0"), ("SliceThickness", "-1")])  # fmt: skip
+def test_a_single_slice_without_a_positive_thickness_is_refused(tmp_path: Path, name: str, value: str) -> None:
+    folder = saved(tmp_path / "s", slices(stored_values((1, 6, 7)), **{name: value}))
+    for reader in READERS:
+        error = refusal(folder, reader)
+        assert "no usable thickness" in error.what
+        assert error.where == folder / "I0000.dcm"
+
+
+def test_a_negative_distance_in_the_header_of_many_slices_does_not_count(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "s", slices(stored_values(), SpacingBetweenSlices="-2.5"))
+    assert read_series([folder], ("CT",), "SimpleITKIO").spacing[0] == 2.5
+
+
+def test_a_slice_cut_anywhere_is_never_left_out(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "s", slices(stored_values((4, 6, 7))))
+    last = max(folder.iterdir())
+    content = last.read_bytes()
+    for length in range(0, len(content) - 1):
+        last.write_bytes(content[:length])
+        assert refusal(folder).where == last, length
+
+
+@pytest.mark.parametrize("kind", [BasicTextSRStorage, "1.3.46.670589.11.0.0.12.1"])
+def test_an_object_that_is_no_image_is_left_out_and_one_that_may_be_a_slice_is_not(tmp_path: Path, kind: str) -> None:
+    folder = saved(tmp_path / "s", slices(stored_values()))
+    other = image_header(stored_values(), kind, "1.2.9")
+    for name in ("Rows", "Columns", "PixelData"):
+        delattr(other, name)
+    other.save_as(folder / "other", enforce_file_format=True)
+    image = read_series([folder], ("CT",), "SimpleITKIO")
+    assert image.warnings == ("1 DICOM objects without an image were left out, the first is other.",)
+    assert image.data.shape == (1, 5, 6, 7)
+    before, after = (folder / "other").read_bytes().rsplit(kind.encode(), 1)
+    # known to nobody, and not what the file announced
+    (folder / "other").write_bytes(before + kind[:-1].encode() + b"9" + after)
+    assert refusal(folder).where == folder / "other"
+
+
+def test_a_dicomdir_beside_the_slices_is_an_index_and_no_slice(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "s", slices(stored_values()))
+    index = Dataset()
+    index.file_meta = pydicom.dataset.FileMetaDataset()
+    index.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    index.file_meta.MediaStorageSOPClassUID = pydicom.uid.MediaStorageDirectoryStorage
+    index.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
+    index.FileSetID = "A"
+    index.save_as(folder / "DICOMDIR", enforce_file_format=True)
+    image = read_series([folder], ("CT",), "SimpleITKIO")
+    assert image.data.shape == (1, 5, 6, 7)
+    assert image.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("README", b"hello"),
+        ("VERSION", b""),
+        ("LICENSE", "© 2024\n".encode()),
+        ("readme.2024", b"hello\n"),
+        ("Thumbs", b"\xd0\xcf\x11\xe0\0\0"),
+    ],
+)
+def test_a_file_that_was_never_a_slice_is_left_out_aloud(tmp_path: Path, name: str, content: bytes) -> None:
+    folder = saved(tmp_path / "s", slices(stored_values()))
+    (folder / name).write_bytes(content)
+    image = read_series([folder], ("CT",), "SimpleITKIO")
+    assert image.data.shape == (1, 5, 6, 7)
+    assert image.warnings == (f"1 files that are no DICOM were left out, the first is {name}.",)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.dcm", b"hello"),
+        ("a.dcm", b""),
+        ("IM", b"\0" * 128 + b"DICM"),
+        ("IM0009", b""),
+        ("IM0009", b"\0" * 300),
+        ("1.2.9", b""),
+    ],
+)
+def test_a_file_that_may_have_been_a_slice_is_not(tmp_path: Path, name: str, content: bytes) -> None:
+    folder = saved(tmp_path / "s", slices(stored_values()))
+    (folder / name).write_bytes(content)
+    assert refusal(folder).where == folder / name
+
+
+def test_a_slice_without_the_preamble_is_not_left_out(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "s", slices(stored_values()))
+    whole = max(folder.iterdir()).rename(folder / "last")
+    whole.write_bytes(whole.read_bytes()[132:])
+    assert refusal(folder).where == folder / "last"
 
 
 def test_a_folder_that_is_none_or_empty_says_so(tmp_path: Path) -> None:

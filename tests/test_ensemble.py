@@ -129,7 +129,13 @@ def test_models_of_other_labels_or_channels_are_no_ensemble() -> None:
         trtbuild.open([subject("ens3d").bundle, subject("ct_aniso").bundle])
 
 
-@pytest.mark.parametrize("wrong", [{"weights": (1,)}, {"weights": (1, 0)}, {"weights": (1, float("nan"))}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"weights": (1,)}, {"weights": (1, 0)}, {"weights": (1, float("nan"))}, {"weights": (1e308, 1e308)},
+        {"weights": "12"}, {"weights": (1, "2")},
+    ],
+)  # fmt: skip
 def test_weights_that_do_not_fit_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(TrtbuildError, match="weights"):
         trtbuild.open([subject("ens3d").bundle, subject("ens2d").bundle], **wrong)
@@ -140,3 +146,62 @@ def test_a_hard_vote_has_no_probabilities(tmp_path: Path) -> None:
         PredictConfig(
             bundles=(tmp_path, tmp_path), inputs=(tmp_path,), output=tmp_path, vote="hard", save_probabilities=True
         )
+
+
+@pytest.mark.parametrize("scale", [1e39, 1e-46, 1.0])
+def test_weights_of_any_size_mean_their_ratio(scale: float) -> None:
+    paths = [subject(name).bundle for name in MEMBERS]
+    files = subject(MEMBERS[0]).model.cases["small"]
+    with trtbuild.open(paths, backend="onnxruntime", weights=(scale, 3 * scale)) as predictor:
+        result = predictor.predict(files, probabilities=True, mirroring=False)
+    with trtbuild.open(paths, backend="onnxruntime", weights=(1, 3)) as predictor:
+        expected = predictor.predict(files, probabilities=True, mirroring=False)
+    assert result.probabilities is not None
+    np.testing.assert_allclose(result.probabilities, expected.probabilities, atol=1e-6)
+    assert len(np.unique(result.segmentation)) == 3
+
+
+def test_in_python_too_a_hard_vote_has_no_probabilities() -> None:
+    paths = [subject(name).bundle for name in MEMBERS]
+    files = subject(MEMBERS[0]).model.cases["small"]
+    with trtbuild.open(paths, backend="onnxruntime", vote="hard") as predictor:
+        with pytest.raises(TrtbuildError, match="hard vote"):
+            predictor.predict(files, probabilities=True)
+        assert predictor.predict(files, mirroring=False).probabilities is None
+
+
+@pytest.mark.parametrize("given", [{"weights": (1,)}, {"vote": "hard"}])
+def test_a_single_bundle_has_neither_weights_nor_votes(given: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(TrtbuildError, match="belong to an ensemble"):
+        trtbuild.open(subject("ens3d").bundle, **given)
+    with pytest.raises(TrtbuildError, match="belong to an ensemble"):
+        PredictConfig(bundles=(tmp_path,), inputs=(tmp_path,), output=tmp_path, **given)
+
+
+def test_rules_for_labels_that_the_model_lacks_are_refused(tmp_path: Path) -> None:
+    rules = tmp_path / "postprocessing.json"
+    function = "remove_all_but_largest_component_from_segmentation"
+    rules.write_text(
+        json.dumps({"postprocessing_fns": [function], "postprocessing_kwargs": [{"labels_or_regions": [77]}]})
+    )
+    with pytest.raises(ModelError, match="another model"):
+        trtbuild.open(subject("ens3d").bundle, postprocessing=rules)
+
+
+@pytest.mark.parity
+def test_labels_of_a_previous_stage_concern_only_the_members_that_want_them(tmp_path: Path) -> None:
+    """3d_lowres and 3d_cascade_fullres together, nnU-Net's usual ensemble, the second stage with given labels."""
+    cascade, lowres = subject("cascade3d"), subject("lowres3d")
+    files = cascade.model.cases["small"]
+    with trtbuild.open([lowres.bundle, cascade.bundle], backend="onnxruntime") as predictor:
+        whole = predictor.predict(files, mirroring=False).segmentation
+    with trtbuild.open(lowres.bundle, backend="onnxruntime") as predictor:
+        first = predictor.predict(files, mirroring=False).segmentation
+    with trtbuild.open([lowres.bundle, cascade.bundle], backend="onnxruntime", previous_stage=True) as predictor:
+        image = predictor.predict_array
+        read = trtbuild.open(lowres.bundle, backend="onnxruntime")
+        with read:
+            case = read.predict(files, mirroring=False).image
+        assert case is not None
+        given = image(case.data, case.spacing, mirroring=False, previous=first).segmentation
+    np.testing.assert_array_equal(given, whole)

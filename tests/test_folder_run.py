@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import numpy as np
 import psutil
 import pytest
 import SimpleITK as sitk
+import tifffile
 from null_bundles import END, FIRST, SECOND, SPEC, null_bundle, write_cases
 
 from trtbuild import atomic
@@ -33,7 +35,9 @@ from trtbuild.steps.cases import Summary, predict_cases
 from trtbuild.steps.ending import Ending, Outcome
 from trtbuild.steps.flow import Events
 from trtbuild.steps.messages import Request, Stage
-from trtbuild.steps.outputs import RECORD, check_inputs, prepare_folder
+from trtbuild.steps.outputs import Folder, check_inputs, prepared_folder
+from trtbuild.steps.planning import CasePlan, Planner
+from trtbuild.steps.record import RECORD
 from trtbuild.steps.worker import Worker
 from trtbuild.volume.cases import Case, cases_from_input
 
@@ -164,6 +168,34 @@ def test_a_case_is_read_while_another_is_in_the_network_and_a_third_is_written(
     assert asked == list("abcde")
 
 
+def test_a_case_whose_size_is_known_once_it_is_read_is_written_beside_the_next(
+    bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The header of a says nothing; its plan does once it is read, and b may go into the network meanwhile."""
+    images, out = write_cases(tmp_path / "images", *"ab"), tmp_path / "out"
+    plan, write = Planner.plan, flow.write_case
+    second = threading.Event()
+
+    def planned(self: Planner, case: str, header: Any, files: int) -> CasePlan:
+        return plan(self, case, None if case == "a" else header, files)
+
+    def slow(prediction: Any, place: Any, targets: Any, spec: Any) -> None:
+        assert targets.segmentation.name != f"a{END}" or second.wait(20), "b waited until a was written"
+        write(prediction, place, targets, spec)
+
+    started: list[CasePlan] = []
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if len(started) == 2:
+            second.set()
+
+    monkeypatch.setattr(Planner, "plan", planned)
+    monkeypatch.setattr(flow, "write_case", slow)
+    summary = predict_cases(config(bundles, images, out), Events(case_started=started.append, progress=progress))
+    assert states(summary) == {"a": "done", "b": "done"}
+    assert started[0].bytes is None
+
+
 def test_what_ends_while_another_case_is_written_is_told_after_it() -> None:
     told: list[str] = []
     go = threading.Event()
@@ -189,7 +221,7 @@ def test_where_memory_is_short_no_two_cases_are_in_flight(
     bundles: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A planner that lets nothing run beside anything: each case is written before the next is read."""
-    monkeypatch.setattr(flow.Planner, "fits", lambda self, *plans: sum(plan is not None for plan in plans) < 2)
+    monkeypatch.setattr(Planner, "fits", lambda self, *plans: sum(plan is not None for plan in plans) < 2)
     there: list[set[str]] = []
     submit = child.Child.ask
 
@@ -401,7 +433,7 @@ def test_outputs_made_in_another_way_are_not_continued(
         ("save_probabilities", ["--save_probabilities"]),
         ("vote", ["--vote", "hard"]),
         ("disagreement", ["--disagreement"]),
-        ("weights", ["--weights", "2"]),
+        ("weights", ["--weights", "2,1"]),
         ("postprocessing", ["--postprocessing", "RULES"]),
     ],
 )
@@ -412,11 +444,15 @@ def test_every_option_that_changes_outputs_stands_in_the_record(
              "postprocessing_kwargs": [{"labels_or_regions": [1, 2]}]}  # fmt: skip
     (tmp_path / "rules.json").write_text(json.dumps(rules))
     base = words(bundles, images, tmp_path / "out", "-npp", "0", "-nps", "0")
+    if key in ("vote", "weights"):  # of an ensemble
+        base.insert(2, str(bundles / "other.trtb"))
     assert run(base) == 0
     more = [str(tmp_path / "rules.json") if word == "RULES" else word for word in more]
     capsys.readouterr()
     assert run([*base, *more, "--continue_prediction"]) == 1
-    assert key in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "made in another way" in error
+    assert key in error
     assert run([*base, *more]) == 0
     assert run([*base, *more, "--continue_prediction"]) == 0
     assert "kept" in capsys.readouterr().err
@@ -431,6 +467,74 @@ def test_outputs_of_another_bundle_are_not_continued(
         predict_cases(again)
 
 
+@pytest.mark.parametrize("how", ["another folder", "written anew", "another link"])
+def test_a_case_of_other_inputs_is_not_kept(bundles: Path, images: Path, tmp_path: Path, how: str) -> None:
+    out, other = tmp_path / "out", write_cases(tmp_path / "other", *"abcde")
+    changed = images / f"b_0000{END}"
+    if how == "another link":
+        changed.unlink()
+        changed.symlink_to(other / f"c_0000{END}")
+    predict_cases(config(bundles, images, out, save_probabilities=True))
+    old = contents(out)
+    if how == "another folder":
+        images = other
+    elif how == "another link":
+        changed.unlink()
+        changed.symlink_to(other / f"d_0000{END}")
+    else:
+        shutil.copy(other / f"d_0000{END}", changed)
+    expected = dict.fromkeys("abcde", "done" if how == "another folder" else "kept") | {"b": "done"}
+    again = config(bundles, images, out, save_probabilities=True, continue_prediction=True)
+    summary = predict_cases(again)
+    assert states(summary) == expected
+    assert {o.case for o in summary.outcomes if flow.CHANGED in o.warnings} == {
+        c for c in expected if expected[c] == "done"
+    }
+    predict_cases(config(bundles, images, tmp_path / "expected", save_probabilities=True))
+    assert contents(out) == contents(tmp_path / "expected")
+    assert (contents(out) == old) == (how == "another folder")
+    assert set(states(predict_cases(again)).values()) == {"kept"}
+
+
+def test_a_case_whose_previous_stage_was_made_anew_is_not_kept(bundles: Path, tmp_path: Path) -> None:
+    """And the folder of that stage may be spelled in another way."""
+    images, before = write_cases(tmp_path / "images", *"ab"), tmp_path / "before"
+    predict_cases(config(bundles, images, before))
+    base = config(bundles, images, tmp_path / "out", "second", previous_stage=before)
+    predict_cases(base)
+    again = replace(base, previous_stage=tmp_path / "out" / ".." / "before", continue_prediction=True)
+    assert states(predict_cases(again)) == {"a": "kept", "b": "kept"}
+    shutil.copy(before / f"a{END}", before / f"b{END}")
+    assert states(predict_cases(again)) == {"a": "kept", "b": "done"}
+
+
+# ---- runs at the same time
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no flock")
+@pytest.mark.parametrize("continuing", [False, True])
+def test_while_a_run_lives_no_run_with_other_settings_begins(
+    bundles: Path, images: Path, tmp_path: Path, continuing: bool
+) -> None:
+    out = tmp_path / "out"
+    seen: list[str] = []
+
+    def intrude(stage: str, done: int, total: int) -> None:
+        if not seen:
+            for name, where in (("other", images), ("one", write_cases(tmp_path / "images2", *"abcde"))):
+                with pytest.raises(OutputError, match="Another run") as error:
+                    predict_cases(config(bundles, where, out, name, preparing=0, continue_prediction=continuing))
+                seen.append(str(error.value))
+
+    predict_cases(config(bundles, images, out), Events(progress=intrude))
+    assert "bundle" in seen[0]
+    assert "images2" in seen[1]
+    assert names(out) == COMMON | {case + END for case in "abcde"}
+    again = config(bundles, images, out, continue_prediction=True)
+    assert set(states(predict_cases(again)).values()) == {"kept"}
+    predict_cases(config(bundles, images, out, "other"))
+
+
 # ---- parts
 
 
@@ -443,7 +547,7 @@ def test_the_parts_of_a_run_are_disjoint_and_make_the_whole(bundles: Path, image
         seen.append(list(states(summary)))
     assert seen == [["a", "d"], ["b", "e"], ["c"]]
     assert contents(out) == contents(tmp_path / "whole")
-    assert json.loads((out / RECORD).read_bytes())["trtbuild"]["cases"] == list("abcde")
+    assert json.loads((out / RECORD).read_bytes())["trtbuild"]["cases"].keys() == set("abcde")
     summary = predict_cases(config(bundles, images, out, continue_prediction=True))
     assert set(states(summary).values()) == {"kept"}
     assert states(predict_cases(config(bundles, images, tmp_path / "many", num_parts=9, part_id=8))) == {}
@@ -547,6 +651,25 @@ def test_an_output_that_is_the_input_of_another_part_is_refused(bundles: Path, t
     assert contents(images) == there
 
 
+def test_a_stack_is_not_predicted_over_the_file_of_its_spacing(tmp_path: Path) -> None:
+    """Tiff3DIO reads a.json for a_0000.tif, and would write it for a.tif; b is predicted anew once b.json changes."""
+    null_bundle(tmp_path / "stacks.trtb", replace(SPEC, reader="Tiff3DIO", file_ending=".tif"))
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    for case in "ab":
+        tifffile.imwrite(images / f"{case}_0000.tif", np.ones((9, 14, 11), np.float32))
+        (images / f"{case}.json").write_text('{"spacing": [1.2, 0.9, 1.1]}')
+    there = contents(images)
+    with pytest.raises(InputError, match=r"overwrite an input(.|\n)*a\.json"):
+        predict_cases(config(tmp_path, images, images, "stacks"))
+    assert contents(images) == there
+    again = config(tmp_path, images, out, "stacks", continue_prediction=True)
+    assert states(predict_cases(again)) == {"a": "done", "b": "done"}
+    (images / "b.json").write_text('{"spacing": [1.2, 0.9, 1.25]}')
+    assert states(predict_cases(again)) == {"a": "kept", "b": "done"}
+    assert json.loads((out / "b.json").read_text())["spacing"] == [1.2, 0.9, 1.25]
+
+
 # ---- many cases
 
 
@@ -560,10 +683,14 @@ def test_a_folder_of_thousands_of_cases_is_listed_and_prepared_in_bounded_time_a
 
     def prepared(images: Path) -> Sequence[Case]:
         cases, out = cases_from_input([images], END), images / "out"
+        folder = Folder(path=out, ending=END, reader="SimpleITKIO")
         for continuing in (False, True):
-            check_inputs(out, cases, [images], END)
+            check_inputs(folder, cases, [images])
             arguments = {"trtbuild": {"bundle": "x"}}
-            prepare_folder(out, [c.id for c in cases], END, copies={}, arguments=arguments, continuing=continuing)
+            with prepared_folder(
+                folder, cases, lambda case: (), copies={}, arguments=arguments, continuing=continuing
+            ) as changed:
+                assert not changed
         return cases
 
     prepared(few)  # what is imported at the first call is not counted

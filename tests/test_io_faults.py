@@ -20,11 +20,13 @@ import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trtbuild.errors import InputError, ModelError, OutOfMemory, OutputError
+from trtbuild.errors import CaseNotWritable, InputError, ModelError, OutOfMemory, OutputError
 from trtbuild.spec import Reader
+from trtbuild.steps.flow import CASE_ERRORS
 from trtbuild.volume.image import ItkGeometry, NibabelGeometry, PixelGeometry, ReorientedGeometry, TiffGeometry
-from trtbuild.volume.io import files_beside, nibabel_io, reader_named, simpleitk_io, sound
+from trtbuild.volume.io import files_beside, foreign, nibabel_io, reader_named, simpleitk_io, sound
 from trtbuild.volume.io.sound import require_sound
+from trtbuild.volume.resampling.image import new_shape
 
 SHAPE = (9, 10, 11)
 GEOMETRY = ItkGeometry(spacing=(1.0, 1.0, 2.0), origin=(0.0, 0.0, 0.0), direction=(1, 0, 0, 0, 1, 0, 0, 0, 1))
@@ -405,6 +407,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing_behind(tmp_path: Path, limit
             try:
                 module.write_segmentation(t.labels_for(reader), t.GEOMETRIES[reader], path)
             except OutputError as error:
+                assert type(error) is OutputError, error  # and not an error of the case
                 sys.stderr.write(f"{{reader}}{{ending}} refused\\n")
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path)], capture_output=True, text=True,
@@ -469,7 +472,7 @@ def test_an_interrupted_write_leaves_the_old_file(
 def test_labels_that_do_not_fit_are_refused_instead_of_wrapped(tmp_path: Path, value: int) -> None:
     labels = labels_for("SimpleITKIO").astype(np.int32)
     labels[0, 0, 0] = value
-    with pytest.raises(OutputError, match=str(value)):
+    with pytest.raises(CaseNotWritable, match=str(value)):
         reader_named("SimpleITKIO").write_segmentation(labels, GEOMETRY, tmp_path / "a.nii.gz")
     assert list(tmp_path.iterdir()) == []
 
@@ -482,3 +485,41 @@ def test_endings_that_cannot_appear_whole_or_are_unknown_are_refused(
     with pytest.raises(OutputError):
         reader_named(reader).write_segmentation(labels_for(reader), GEOMETRIES[reader], tmp_path / f"a{ending}")
     assert list(tmp_path.iterdir()) == []
+
+
+def refused(*_: object) -> None:
+    raise RuntimeError("Bad direction, determinant is 0")
+
+
+@pytest.mark.parametrize("reader", ["SimpleITKIO", "NibabelIO", "NibabelIOWithReorient"])
+def test_what_a_library_refuses_to_write_fails_the_case_and_what_the_disk_refuses_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: Reader
+) -> None:
+    monkeypatch.setattr(simpleitk_io.sitk, "WriteImage", refused)
+    monkeypatch.setattr(nibabel_io.nibabel, "save", refused)
+    assert issubclass(CaseNotWritable, CASE_ERRORS)
+    assert not issubclass(OutputError, CASE_ERRORS)
+    path = tmp_path / "a.nii.gz"
+    with pytest.raises(CaseNotWritable, match="determinant"):
+        reader_named(reader).write_segmentation(labels_for(reader), GEOMETRIES[reader], path)
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr(foreign.os, "fsync", lambda stream: (_ for _ in ()).throw(full))
+    with pytest.raises(OutputError) as error:
+        reader_named(reader).write_segmentation(labels_for(reader), GEOMETRIES[reader], path)
+    assert type(error.value) is OutputError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_labels_beyond_bmp_fail_the_case(tmp_path: Path) -> None:
+    with pytest.raises(CaseNotWritable, match="BMP"):
+        reader_named("NaturalImage2DIO").write_segmentation(
+            np.full((1, 4, 5), 300, np.uint16), PixelGeometry(), tmp_path / "a.bmp"
+        )
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 0.0, -1.0])
+def test_a_grid_of_no_spacing_is_an_input_error(bad: float) -> None:
+    for axis in range(3):
+        spacing = tuple(bad if axis == other else 1.0 for other in range(3))
+        with pytest.raises(InputError, match="spacing is not usable"):
+            new_shape((4, 5, 6), spacing, (1.0, 1.0, 1.0))

@@ -209,9 +209,31 @@ def test_an_affine_without_meaning_is_refused(tmp_path: Path, name: Reader, bad:
         reader_named(name).read_image([file], ("c",))
 
 
-def test_an_affine_that_drops_an_axis_cannot_be_reoriented(tmp_path: Path) -> None:
+def header_of(file: Path, name: Reader) -> None:
+    reader_named(name).image_header([file], ("c",))
+
+
+@both
+@pytest.mark.parametrize("spacing", [np.nan, np.inf, 0.0])
+def test_a_header_without_a_usable_spacing_is_refused_before_anything_is_planned(
+    tmp_path: Path, name: Reader, spacing: float
+) -> None:
+    file = saved(tmp_path / "a_0000.nii", affine_of("RAS"))
+    content = bytearray(file.read_bytes())
+    content[80:84] = np.float32(spacing).tobytes()  # pixdim[1]
+    file.write_bytes(content)
+    with pytest.raises(InputError, match="no usable spacing") as error:
+        header_of(file, name)
+    assert error.value.where == file
+    with pytest.raises(InputError, match="no usable spacing"):
+        reader_named(name).read_image([file], ("c",))
+
+
+@both
+@pytest.mark.parametrize("columns", [[1], [0, 1, 2]])
+def test_an_affine_that_drops_an_axis_is_refused(tmp_path: Path, name: Reader, columns: list[int]) -> None:
     affine = affine_of("RAS")
-    affine[:, 1] = 0
+    affine[:, columns] = 0
     file = tmp_path / "a_0000.nii"
     image = nibabel.Nifti1Image(np.zeros(SHAPE, np.int16), np.eye(4))
     image.header.set_sform(affine, 1)
@@ -219,6 +241,23 @@ def test_an_affine_that_drops_an_axis_cannot_be_reoriented(tmp_path: Path) -> No
         image.header["magic"], image.header["vox_offset"] = b"n+1", 352
         image.header.write_to(stream)
         stream.write(bytes(4 + 2 * 210))
-    with pytest.raises(InputError, match="cannot be read") as error:
-        reader_named("NibabelIOWithReorient").read_image([file], ("c",))
-    assert error.value.where == file
+    for read in (header_of, lambda file, name: reader_named(name).read_image([file], ("c",))):
+        with pytest.raises(InputError, match="no usable affine") as error:
+            read(file, name)
+        assert error.value.where == file
+
+
+@both
+def test_an_affine_of_two_equal_axes_is_refused_and_a_sheared_one_is_not(tmp_path: Path, name: Reader) -> None:
+    affine = affine_of("RAS")
+    file = tmp_path / "a_0000.nii"
+    for shear, refused in ((0.5, False), (np.inf, True)):
+        affine[:3, 1] = affine[:3, 0] if refused else affine[:3, 1] + shear * affine[:3, 0]
+        image = nibabel.Nifti1Image(np.zeros(SHAPE, np.int16), np.eye(4))
+        image.set_sform(affine, 1)
+        nibabel.save(image, file)
+        if refused:
+            with pytest.raises(InputError, match="no usable affine"):
+                header_of(file, name)
+        else:
+            header_of(file, name)

@@ -23,7 +23,7 @@ from models import subject
 
 from trtbuild.atomic import PREFIX
 from trtbuild.cli import run
-from trtbuild.steps.outputs import RECORD
+from trtbuild.steps.record import RECORD
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 HERE = Path(__file__).parent
@@ -125,8 +125,7 @@ def check_whole(out: Path, scene: Scene) -> set[str]:
 
 
 def cases_vouched_for(out: Path) -> list[str]:
-    cases: list[str] = json.loads((out / RECORD).read_bytes())["trtbuild"]["cases"]
-    return cases
+    return sorted(json.loads((out / RECORD).read_bytes())["trtbuild"]["cases"])
 
 
 def check_equal(out: Path, scene: Scene) -> None:

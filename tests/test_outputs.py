@@ -6,7 +6,11 @@ import json
 import os
 import pkgutil
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ import pytest
 from models import Subject, subject
 
 import trtbuild
+from trtbuild.atomic import remove_strays
 from trtbuild.cli import run
 from trtbuild.config import CompileConfig, PredictConfig
 from trtbuild.errors import EngineError, InputError, ModelError, OutOfMemory, OutputError, TrtbuildError
@@ -22,13 +27,17 @@ from trtbuild.runtime.select import Choice
 from trtbuild.source.folder import find_model
 from trtbuild.steps import compile as compiling
 from trtbuild.steps.cases import predict_cases
-from trtbuild.steps.outputs import RECORD, check_folder, check_inputs, prepare_folder
+from trtbuild.steps.claim import CLAIM
+from trtbuild.steps.inputs import files_beside_case, marks_from_cases
+from trtbuild.steps.outputs import MANIFEST_LIMIT, Folder, check_folder, check_inputs, prepared_folder
 from trtbuild.steps.predict import Predictor
+from trtbuild.steps.record import RECORD
 from trtbuild.volume.cases import Case
 from trtbuild.volume.resampling.image import MAX_VOXELS, new_shape
 
 END = ".nii.gz"
 SETTINGS = {"bundle": "abc", "step_size": 0.5}
+flocks = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no flock")
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +61,26 @@ def predict(who: Subject, images: Path, out: Path, *more: str) -> int:
 
 
 def prepare(out: Path, *cases: str, continuing: bool = False, **settings: Any) -> None:
-    arguments = {"save_probabilities": False, "trtbuild": {**SETTINGS, **settings}}
-    prepare_folder(out, cases, END, copies={"plans.json": b"{}"}, arguments=arguments, continuing=continuing)
+    with running(out, *cases, continuing=continuing, **settings):
+        pass
+
+
+def running(
+    out: Path, *cases: str, continuing: bool = False, images: Path = Path("images"), **settings: Any
+) -> AbstractContextManager[frozenset[str]]:
+    """A run that has prepared its folder, and lives in the block."""
+    return prepared_folder(
+        Folder(path=out, ending=END, reader="SimpleITKIO"),
+        [Case(id=case, files=(images / f"{case}_0000{END}",)) for case in cases],
+        lambda case: (),
+        copies={"plans.json": b"{}"},
+        arguments={"save_probabilities": False, "trtbuild": {**SETTINGS, **settings}},
+        continuing=continuing,
+    )
+
+
+def folder(path: Path) -> Folder:
+    return Folder(path=path, ending=END, reader="SimpleITKIO")
 
 
 def touched(folder: Path, *names: str) -> None:
@@ -89,10 +116,10 @@ def test_every_output_is_compared_with_every_input_through_links(tmp_path: Path,
     (tmp_path / "link").symlink_to("real")
     case = Case(id="a", files=(tmp_path / "link" / name,))
     with pytest.raises(InputError, match="overwrite an input"):
-        check_inputs(tmp_path / "real", [case], [], END)
+        check_inputs(folder(tmp_path / "real"), [case], [])
     with pytest.raises(InputError, match="overwrite an input"):
-        check_inputs(tmp_path / "real", [Case(id="a", files=())], [tmp_path / "link" / name], END)
-    check_inputs(tmp_path / "elsewhere", [case], [tmp_path / "link"], END)
+        check_inputs(folder(tmp_path / "real"), [Case(id="a", files=())], [tmp_path / "link" / name])
+    check_inputs(folder(tmp_path / "elsewhere"), [case], [tmp_path / "link"])
 
 
 # ---- what an earlier run left
@@ -105,10 +132,11 @@ def test_old_outputs_are_gone_before_the_new_record_comes(tmp_path: Path, monkey
     touched(out, f"a{END}", "a.npz", "a.pkl", f"b{END}", f"other{END}")
     left: list[set[str]] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trtbuild.steps.outputs.write_whole", lambda *_: left.append(names(out)))
+        for module in ("outputs", "record"):
+            patch.setattr(f"trtbuild.steps.{module}.write_whole", lambda *_: left.append(names(out)))
         prepare(out, "a", "b", step_size=0.8)
     assert left
-    assert all(there == {f"other{END}", RECORD, "plans.json"} for there in left)
+    assert all(there == {f"other{END}", RECORD, "plans.json", CLAIM} for there in left)
 
 
 def test_a_run_with_other_settings_that_dies_cannot_be_continued_into_old_outputs(
@@ -158,7 +186,7 @@ def test_a_record_speaks_only_for_the_cases_of_its_run(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="in another way"):
         prepare(out, "a", "b", continuing=True, step_size=0.8)
     prepare(out, "c", continuing=True, step_size=0.8)
-    assert json.loads((out / RECORD).read_text())["trtbuild"]["cases"] == ["b", "c"]
+    assert json.loads((out / RECORD).read_text())["trtbuild"]["cases"].keys() == {"b", "c"}
     assert names(out) == {f"a{END}", f"b{END}", RECORD, "plans.json"}  # c's leftover is gone
     with pytest.raises(OutputError, match="in another way"):
         prepare(out, "b", continuing=True)
@@ -172,7 +200,174 @@ def test_a_record_that_is_none_is_refused(tmp_path: Path, record: str) -> None:
         prepare(tmp_path, "a", continuing=True)
 
 
+def test_a_record_that_does_not_say_what_its_cases_were_made_of_vouches_for_none(tmp_path: Path) -> None:
+    prepare(tmp_path, "a")
+    record = json.loads((tmp_path / RECORD).read_bytes())
+    record["trtbuild"]["cases"] = ["a"]  # as it was written once
+    (tmp_path / RECORD).write_text(json.dumps(record))
+    touched(tmp_path, f"a{END}")
+    with pytest.raises(OutputError, match="unknown how"):
+        prepare(tmp_path, "a", continuing=True)
+    assert (tmp_path / f"a{END}").exists()
+
+
+def test_outputs_of_changed_inputs_go_before_the_new_record_comes_and_after_every_refusal(tmp_path: Path) -> None:
+    images, out = tmp_path / "images", tmp_path / "out"
+    touched(images, f"a_0000{END}", f"b_0000{END}", f"c_0000{END}")
+    with running(out, "a", "b", images=images):
+        touched(out, f"a{END}", "a.npz", f"b{END}", "b.npz", f"c{END}")
+    os.utime(images / f"a_0000{END}", ns=(1, 1))
+    before = names(out)
+    with pytest.raises(OutputError, match="unknown how"), running(out, "a", "b", "c", images=images, continuing=True):
+        pass
+    assert names(out) == before
+    left: list[set[str]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trtbuild.steps.record.write_whole", lambda *_: left.append(names(out)))
+        with running(out, "a", "b", images=images, continuing=True) as changed:
+            assert changed == {"a"}
+    assert left == [before - {f"a{END}", "a.npz"} | {CLAIM}]
+
+
+def test_marks_tell_images_series_and_files_beside_them(tmp_path: Path) -> None:
+    """Size, time, place, an added slice, and a file that was missing; not a hidden file of a series."""
+    touched(tmp_path, "a.tif")
+    touched(tmp_path / "series", "1.dcm", "2.dcm")
+    cases = [Case(id="a", files=(tmp_path / "a.tif",)), Case(id="s", files=(tmp_path / "series",))]
+    beside = partial(files_beside_case, reader="Tiff3DIO", ending=".tif", previous=tmp_path / "before")
+    seen = [marks_from_cases(cases, beside)]
+
+    def changed(case: str) -> bool:
+        seen.append(marks_from_cases(cases, beside))
+        return seen[-1][case] != seen[-2][case]
+
+    assert not changed("a")
+    (tmp_path / "a.tif").write_bytes(b"longer")
+    assert changed("a")
+    os.utime(tmp_path / "a.tif", ns=(5, 5))
+    assert changed("a")
+    for file in ("a.json", "before/a.tif", "before/a.json"):
+        touched((tmp_path / file).parent, Path(file).name)
+        assert changed("a"), file
+    assert not changed("s")
+    touched(tmp_path / "series", ".DS_Store")
+    assert not changed("s")
+    touched(tmp_path / "series", "3.dcm")
+    assert changed("s")
+    os.utime(tmp_path / "series" / "1.dcm", ns=(9, 2**62))
+    assert changed("s")
+
+
+# ---- two runs at once
+
+
+@flocks
+def test_runs_with_equal_settings_share_a_folder_and_the_last_removes_the_claim(tmp_path: Path) -> None:
+    with running(tmp_path, "a"):
+        with running(tmp_path, "b"):
+            assert CLAIM in names(tmp_path)
+            assert remove_strays(tmp_path) == 0
+        assert CLAIM in names(tmp_path)
+        with pytest.raises(OutputError, match="other settings") as error, running(tmp_path, "c", step_size=0.8):
+            pass
+        assert "step_size" in str(error.value)
+        assert "0.8" in str(error.value)
+        assert json.loads((tmp_path / RECORD).read_bytes())["trtbuild"]["cases"].keys() == {"a", "b"}
+        with pytest.raises(OutputError, match="other inputs"), running(tmp_path, "a", images=tmp_path / "other"):
+            pass
+        with running(tmp_path, "b", images=Path("images")):
+            pass
+    assert CLAIM not in names(tmp_path)
+    with running(tmp_path, "c", step_size=0.8):
+        pass
+    assert names(tmp_path) == {RECORD, "plans.json"}
+
+
+@flocks
+def test_the_claim_of_a_killed_run_ends_with_it(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, signal; from pathlib import Path; from test_outputs import running\n"
+        "with running(Path(sys.argv[1]), 'a'): print('lives', flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        cwd=Path(__file__).parent,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "lives\n"
+    with pytest.raises(OutputError, match="other settings"), running(tmp_path, "a", step_size=0.8):
+        pass
+    process.kill()
+    process.communicate()
+    assert CLAIM in names(tmp_path)
+    with running(tmp_path, "a", step_size=0.8):
+        assert CLAIM in names(tmp_path)
+    assert CLAIM not in names(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff"])
+def test_a_claim_that_nobody_holds_is_replaced_whatever_it_says(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / CLAIM).write_bytes(content)
+    with running(tmp_path, "a"):
+        pass
+    if sys.platform != "win32":
+        assert CLAIM not in names(tmp_path)
+
+
+def test_where_there_are_no_locks_runs_are_not_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a network drive: nothing is left behind, and nothing refused."""
+    monkeypatch.setattr("trtbuild.atomic.try_lock", lambda *_, **__: None)
+    with running(tmp_path, "a"), running(tmp_path, "a", step_size=0.8):
+        assert CLAIM not in names(tmp_path)
+
+
+@flocks
+def test_a_run_whose_folder_is_removed_ends_without_another_error(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with running(out, "a"):
+        shutil.rmtree(out)
+    with running(out, "a"):
+        shutil.rmtree(out)
+        with running(out, "b", step_size=0.8):
+            pass
+
+
+# ---- stacks, whose spacing stands beside them
+
+
+def test_the_files_of_spacings_count_as_inputs_and_as_outputs(tmp_path: Path) -> None:
+    """-o is the folder of the images: a.json is read for a_0000.tif, and would be written for a.tif."""
+    touched(tmp_path, "a_0000.tif", "a.json")
+    stacks = Folder(path=tmp_path, ending=".tif", reader="Tiff3DIO")
+    case = Case(id="a", files=(tmp_path / "a_0000.tif",))
+    beside = files_beside_case(case, reader="Tiff3DIO", ending=".tif", previous=tmp_path / "before")
+    assert beside == (tmp_path / "a.json", tmp_path / "before" / "a.tif", tmp_path / "before" / "a.json")
+    with pytest.raises(InputError, match="overwrite an input"):
+        check_inputs(stacks, [case], beside)
+    assert set(stacks.targets("a").beside) == {tmp_path / "a.json", tmp_path / "disagreement" / "a.json"}
+    assert set(stacks.targets("a").beside) < set(stacks.targets("a"))
+    assert folder(tmp_path).targets("a").beside == ()
+
+
 # ---- places that an output must not have
+
+
+@pytest.mark.parametrize("content", ['{"name": "shop", "format": 1}', "[]", "no JSON", "[" * 100_000, b"\xff\xfe"])
+def test_a_bundle_json_of_another_program_is_no_bundle(tmp_path: Path, content: str | bytes) -> None:
+    (tmp_path / "bundle.json").write_bytes(content.encode() if isinstance(content, str) else content)
+    check_folder(tmp_path / "site" / "out")
+
+
+def test_a_bundle_json_larger_than_any_manifest_is_not_read(tmp_path: Path) -> None:
+    manifest = b'{"format": 1, "stages": []}'
+    (tmp_path / "bundle.json").write_bytes(manifest)
+    with pytest.raises(OutputError, match="a bundle"):
+        check_folder(tmp_path / "out")
+    (tmp_path / "bundle.json").write_bytes(manifest.ljust(MANIFEST_LIMIT + 1))
+    check_folder(tmp_path / "out")
 
 
 def test_a_bundle_is_no_output_folder(who: Subject, images: Path, tmp_path: Path) -> None:

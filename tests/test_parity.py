@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -102,6 +103,17 @@ def test_segmentation_and_probabilities_equal_nnunets(name: str, kind: str, back
 @pytest.mark.parametrize("backend", LIMITS)
 def test_the_demo_model_with_all_mirrors_equals_nnunets(backend: str, tmp_path: Path) -> None:
     assert_equal(subject("demo"), "main", backend, tmp_path)
+
+
+def test_a_model_in_a_zip_equals_nnunets(tmp_path: Path) -> None:
+    who = subject("regions2d")
+    zipped = tmp_path / "model.zip"
+    with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(who.model.folder.rglob("*")):
+            archive.write(file, Path("Dataset785_Zoo", who.model.folder.name, file.relative_to(who.model.folder)))
+    bundle = tmp_path / "zip.trtb"
+    trtbuild.compile(zipped, bundle, backends=("onnxruntime",), tune=False)
+    assert_equal(replace(who, bundle=bundle), "main", "onnxruntime", tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["resenc5", "rgb_png"])

@@ -274,3 +274,32 @@ def _rewrite(path: Path, target: Path, change: Callable[[bytes], bytes]) -> None
         for name in archive.namelist():
             content = archive.read(name)
             copy.writestr(name, change(content) if name.endswith("data.pkl") else content)
+
+
+@pytest.mark.parametrize("trust", [False, True])
+def test_a_checkpoint_with_packed_tensors_is_refused_before_they_unpack(tmp_path: Path, trust: bool) -> None:
+    plain, packed = saved(tmp_path / "plain.pth", make_checkpoint(WEIGHTS)), tmp_path / "packed.pth"
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for member in source.infolist():
+            target.writestr(member.filename, source.read(member))
+    assert read(plain, trust).trainer == "nnUNetTrainer"
+    with pytest.raises(ModelError, match="packed in a way"):
+        read(packed, trust)
+
+
+def test_a_checkpoint_whose_members_overlap_is_refused(tmp_path: Path) -> None:
+    """Many entries of the directory that point to the same bytes: as large as one likes in a small file."""
+    plain = saved(tmp_path / "plain.pth", make_checkpoint({"a": torch.zeros(100_000), "seg.bias": torch.zeros(2)}))
+    content = plain.read_bytes()
+    with zipfile.ZipFile(plain) as archive:
+        largest = max(archive.infolist(), key=lambda member: member.file_size)
+        start = archive.start_dir
+    directory, end = content[start : content.rindex(b"PK\x05\x06")], content[content.rindex(b"PK\x05\x06") :]
+    entry = directory[directory.index(largest.filename.encode()) - 46 :]
+    entry = entry[: 46 + len(largest.filename) + int.from_bytes(entry[30:32], "little")]
+    many = directory + entry * 50
+    count = int.from_bytes(end[8:10], "little") + 50
+    tail = end[:8] + count.to_bytes(2, "little") * 2 + len(many).to_bytes(4, "little") + end[16:]
+    (tmp_path / "many.pth").write_bytes(content[:start] + many + tail)
+    with pytest.raises(ModelError):
+        read(tmp_path / "many.pth")

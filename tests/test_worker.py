@@ -36,7 +36,7 @@ from trtbuild.steps import worker_main
 from trtbuild.steps.messages import Done, Failed, receive, send
 from trtbuild.steps.worker import Reading, Request, Worker, open_worker
 from trtbuild.volume import Prepared, prepared_from_array
-from trtbuild.volume.image import Image
+from trtbuild.volume.image import Image, ItkGeometry
 from trtbuild.volume.io import reader_named
 
 PLAIN = make_spec(normalization=(NoNormalization(),))
@@ -428,6 +428,19 @@ def test_the_labels_of_an_earlier_stage_may_come_from_a_file(plain: Worker, tmp_
     missing = plain.submit(replace(ask, previous=tmp_path / "none.nii.gz")).exception()
     assert isinstance(missing, InputError)
     assert "none.nii.gz" in str(missing)
+
+
+def test_labels_of_an_earlier_stage_that_lie_elsewhere_fail_the_case(plain: Worker, tmp_path: Path) -> None:
+    first, second, files = cascade(tmp_path)
+    image, labels = labels_for(files, second, 4)
+    assert isinstance(image.geometry, ItkGeometry)
+    moved = replace(image.geometry, origin=(500.0, 500.0, 500.0))
+    reader_named(second.reader).write_segmentation(labels, moved, tmp_path / "case.nii.gz")
+    ask = request("case", files=files, specs=(first, second), previous=tmp_path / "case.nii.gz")
+    error = plain.submit(ask).exception()
+    assert isinstance(error, InputError)
+    assert "another origin" in str(error)
+    assert "case.nii.gz" in str(error)
 
 
 @LINUX

@@ -79,16 +79,18 @@ def remove_strays(folder: Path) -> int:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Only one process at a time is in this block for the same folder; without effect where there are no locks."""
+def locked(folder: Path) -> Iterator[bool]:
+    """Only one process at a time is in this block for the same folder.
+
+    Yields False where that is not so because there are no locks, or none of folders (Windows, NFS).
+    """
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:  # a folder that cannot be opened as a file (Windows)
-        yield
+        yield False
         return
     try:
-        _lock(handle, wait=True)
-        yield
+        yield _lock(handle, wait=True)
     finally:
         os.close(handle)
 
@@ -109,17 +111,27 @@ def _removed_stray(path: str) -> bool:
     return True
 
 
-def _lock(handle: int, *, wait: bool = False) -> bool:
-    """Takes the lock of an open file until it is closed; False where another process has it, or there are no locks."""
+def try_lock(handle: int, *, shared: bool = False, wait: bool = False) -> bool | None:
+    """Takes the lock of an open file until it is closed, alone or with others that share it.
+
+    Gives False where others have it (not with `wait`), and None where the system or the file system has no locks.
+    """
     try:
         import fcntl
     except ImportError:
-        return False
+        return None
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
         return False
+    except OSError:
+        return None
     return True
+
+
+def _lock(handle: int, *, wait: bool = False) -> bool:
+    """Takes the lock of an open file until it is closed; False where another process has it, or there are no locks."""
+    return bool(try_lock(handle, wait=wait))
 
 
 def _umask() -> int:

@@ -10,12 +10,19 @@ from typing import Literal, get_args
 from trtbuild.errors import ModelError, TrtbuildError
 
 CpuPrecision = Literal["fp32", "bf16"]
+Vote = Literal["soft", "hard"]
 
 
 def check_threads(threads: int | None) -> None:
-    """None (what the process may use) or a positive number, else TrtbuildError."""
-    if threads is not None and threads < 1:
-        raise TrtbuildError("The number of threads is out of range.", expected=">= 1", got=threads)
+    """None (what the process may use) or a positive whole number, else TrtbuildError."""
+    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
+        raise TrtbuildError("The number of threads is out of range.", expected="a whole number >= 1", got=threads)
+
+
+def check_step_size(step_size: float) -> None:
+    """A number above 0, at most 1, else TrtbuildError."""
+    if not isinstance(step_size, (int, float)) or not 0 < step_size <= 1:
+        raise TrtbuildError("The step size is out of range.", expected="0 < step size <= 1", got=step_size)
 
 
 def check_folds(folds: tuple[str, ...] | None) -> None:
@@ -29,17 +36,30 @@ def check_folds(folds: tuple[str, ...] | None) -> None:
         )
 
 
-def check_weights(weights: tuple[float, ...] | None, members: int) -> tuple[float, ...]:
-    """One positive finite weight per member of an ensemble (None: 1 each), else TrtbuildError."""
+def check_ensemble(weights: tuple[float, ...] | None, vote: str, members: int) -> tuple[float, ...]:
+    """The weights of an ensemble's members, 1 each where None is given; TrtbuildError where they cannot be.
+
+    One positive number per member, with a finite sum. A single bundle has neither weights nor a vote.
+    """
     if members < 1:
         raise TrtbuildError("No bundle was given.", hint="trtbuild predict BUNDLE -i IMAGES -o FOLDER")
+    if vote not in get_args(Vote):
+        raise TrtbuildError("There is no such vote.", expected=" or ".join(get_args(Vote)), got=vote)
+    if members == 1 and (weights is not None or vote == "hard"):
+        raise TrtbuildError(
+            "Weights and votes belong to an ensemble.",
+            expected="several bundles",
+            got="one",
+            hint="leave --weights and --vote out, or name the other bundles",
+        )
     if weights is None:
         return (1.0,) * members
-    if len(weights) != members or not all(0 < weight < math.inf for weight in weights):
+    usable = all(isinstance(weight, (int, float)) and 0 < weight < math.inf for weight in weights)
+    if len(weights) != members or not usable or not math.isfinite(sum(weights)):
         raise TrtbuildError(
             "The weights do not fit the ensemble.",
             expected=f"{members} positive numbers, one per bundle",
-            got=", ".join(f"{weight:g}" for weight in weights) or "none",
+            got=", ".join(map(str, weights)) or "none",
         )
     return weights
 
@@ -115,7 +135,7 @@ class PredictConfig:
     continue_prediction: bool = False
     threads: int | None = None
     weights: tuple[float, ...] | None = None
-    vote: Literal["soft", "hard"] = "soft"
+    vote: Vote = "soft"
     disagreement: bool = False
     previous_stage: Path | None = None
     postprocessing: Path | None = None
@@ -129,9 +149,8 @@ class PredictConfig:
     def __post_init__(self) -> None:
         check_threads(self.threads)
         check_folds(self.folds)
-        check_weights(self.weights, len(self.bundles))
-        if not 0 < self.step_size <= 1:
-            raise TrtbuildError("The step size is out of range.", expected="0 < step size <= 1", got=self.step_size)
+        check_ensemble(self.weights, self.vote, len(self.bundles))
+        check_step_size(self.step_size)
         if not self.inputs:
             raise TrtbuildError("No input was given.", hint="-i FOLDER, image files, or a case list")
         if not 0 <= self.part_id < self.num_parts:

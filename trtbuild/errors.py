@@ -14,6 +14,7 @@ TrtbuildError
 │   └── BundleSize  BundleHash  BundlePath  BundleTooLarge
 ├── InputError            an image, a case or a case list is wrong
 ├── OutputError           a result cannot be written
+│   └── CaseNotWritable   it cannot because of what it is, not because of where it goes: others may be
 ├── WorkerDied            a process that prepares cases ended by itself
 ├── SomeCasesFailed       a folder was done, some cases were not (exit code 4)
 └── Cancelled             the caller's progress callback asked to stop (exit code 130)
@@ -135,6 +136,10 @@ class InputError(TrtbuildError):
 
 class OutputError(TrtbuildError):
     """A result cannot be written."""
+
+
+class CaseNotWritable(OutputError):
+    """A result cannot be written because of what it is: its format cannot hold it, or a library refuses it."""
 
 
 class WorkerDied(TrtbuildError):

@@ -15,7 +15,8 @@ import click
 FOLD_WORD = re.compile(r"^(\d+(,\d+)*,?|all)$")
 DASH_WORD = re.compile(r"^-[A-Za-z]")
 OPTION_WORD = re.compile(r"^-.")
-WEIGHT_WORD = re.compile(r"^\d+(\.\d*)?(,\d+(\.\d*)?)*$", re.ASCII)
+NUMBER = r"\d+(\.\d*)?([eE][+-]?\d+)?"
+WEIGHT_WORD = re.compile(rf"^{NUMBER}(,{NUMBER})*$", re.ASCII)
 SIZE_WORD = re.compile(r"^(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?$", re.ASCII | re.IGNORECASE)
 
 
@@ -140,7 +141,8 @@ class BytesType(click.ParamType):  # type: ignore[type-arg]  # generic only in n
         if isinstance(value, int):
             return value
         match = SIZE_WORD.match(value)
-        size = int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ")) if match else 0
+        number = float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ") if match else 0.0
+        size = int(number) if number < 2**63 else 0
         if size < 1:
             self.fail(f"{value!r} is no size: expected a number with K, M, G or T, such as 8G.", param, ctx)
         return size

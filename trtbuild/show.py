@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +28,18 @@ STAGES = {
 
 
 def console(*, to_error: bool = False) -> Console:
-    """A console on stdout, or on stderr for progress; it prints text as it is, brackets and colons included."""
+    """A console on stdout, or on stderr for progress; it prints text as it is, brackets and colons included.
+
+    Where nobody reads any more (`trtbuild … | head`) the rest goes nowhere: the work goes on, and its exit code stays.
+    """
     from rich.console import Console
 
-    return Console(stderr=to_error, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    class Patient(Console):
+        def on_broken_pipe(self) -> None:
+            self.quiet = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+    return Patient(stderr=to_error, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def json_or(as_json: bool, facts: Any, otherwise: Callable[[], None]) -> None:
@@ -92,12 +101,18 @@ def _started_lines(count: int, predictor: Any) -> list[str]:
     return lines
 
 
+def printable(name: str) -> str:
+    """A name of a file as one harmless line: a terminal would obey the control characters in it."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
+
+
 def _plan_line(plan: CasePlan) -> str:
     """The memory that a case will take, and what was changed to make it fit."""
+    case = printable(plan.case)
     if plan.peak is None:
-        return f"{plan.case}: its size is not known before it is read"
+        return f"{case}: its size is not known before it is read"
     adapted = f"; to fit: {', '.join(plan.adapted)}" if plan.adapted else ""
-    return f"{plan.case}: up to {plan.peak / 1e9:.2f} GB of memory{adapted}"
+    return f"{case}: up to {plan.peak / 1e9:.2f} GB of memory{adapted}"
 
 
 def _plain_events(screen: Console) -> Events:
@@ -146,12 +161,13 @@ def _bars(screen: Console) -> Iterator[Events]:
 
 
 def _outcome_line(outcome: Outcome) -> str:
+    case = printable(outcome.case)
     if outcome.error is not None:
-        return f"{outcome.case}: FAILED. {outcome.error.splitlines()[0]}"
+        return f"{case}: FAILED. {outcome.error.splitlines()[0]}"
     if outcome.output is None:
-        return f"{outcome.case}: kept, it was finished before"
+        return f"{case}: kept, it was finished before"
     warnings = "".join(f"\n  warning: {text}" for text in outcome.warnings)
-    return f"{outcome.case}: {sum(outcome.seconds.values()):.1f} s{warnings}"
+    return f"{case}: {sum(outcome.seconds.values()):.1f} s{warnings}"
 
 
 def _table(*columns: str, title: str | None = None) -> Table:
@@ -173,7 +189,9 @@ def summary(facts: Mapping[str, Any]) -> None:
     table = _table("case", *stages, "seconds")
     for outcome in done:
         seconds = outcome["seconds"]
-        table.add_row(outcome["case"], *(f"{seconds[s]:.2f}" for s in stages), f"{sum(seconds.values()):.2f}")
+        table.add_row(
+            printable(outcome["case"]), *(f"{seconds[s]:.2f}" for s in stages), f"{sum(seconds.values()):.2f}"
+        )
     console().print(table)
 
 

@@ -8,7 +8,8 @@ from typing import Any, cast
 
 from numpy.typing import NDArray
 
-from trtbuild.runtime.ensemble import Consensus, MemberLogits, Vote, consensus_from_logits, consensus_from_votes
+from trtbuild.config import Vote
+from trtbuild.runtime.ensemble import Consensus, MemberLogits, consensus_from_logits, consensus_from_votes
 from trtbuild.runtime.predictor import (
     Clock,
     Member,
@@ -135,7 +136,13 @@ def _voted(
         disagreement=recipe.disagreement,
     )
     clock.lap("back")
-    return replace(results[0], segmentation=votes.segmentation, disagreement=votes.disagreement, seconds=clock.seconds)
+    return replace(
+        results[0],
+        segmentation=cast(Segmentation, votes.segmentation),
+        probabilities=None,
+        disagreement=votes.disagreement,
+        seconds=clock.seconds,
+    )
 
 
 def _prediction(consensus: Consensus, first: MemberLogits, clock: Clock) -> Prediction:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from trtbuild.runtime.slabs import Logits
 from trtbuild.spec import Labels, ModelSpec
 from trtbuild.volume import CaseGrid
+from trtbuild.volume.back import label_type
 
 BLOCK_BYTES = 64 << 20  # of one block of mean probabilities: large enough that its overhead does not show
-
-Vote = Literal["soft", "hard"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,11 +97,6 @@ def consensus_from_votes(
     return Consensus(segmentation=segmentation, probabilities=None, disagreement=entropy)
 
 
-def label_type(labels: Labels) -> type[np.uint8] | type[np.uint16]:
-    """What holds every label of the model."""
-    return np.uint8 if max(labels.values) < 256 else np.uint16
-
-
 def decided(probabilities: NDArray[np.float32], labels: Labels) -> NDArray[Any]:
     """Labels (…) from probabilities (heads, …): argmax, or every region above 0.5 over the ones before it."""
     values = np.array(labels.values, dtype=label_type(labels))
@@ -141,15 +135,17 @@ def _blocks(shape: tuple[int, ...], heads: int) -> Iterator[tuple[slice, slice, 
 def _mean_probabilities(
     members: Sequence[MemberLogits], weights: Sequence[float], block: tuple[slice, slice, slice], threads: int
 ) -> NDArray[np.float32]:
+    equal = len(set(weights)) == 1  # then summed and divided, as nnU-Net does
     mean: NDArray[np.float32] | None = None
     for member, weight in zip(members, weights, strict=True):
         here = _block_probabilities(member, block, threads)
-        if weight != 1:
-            here = here * np.float32(weight)
+        if not equal:
+            here *= np.float32(weight / sum(weights))
         mean = here if mean is None else np.add(mean, here, out=mean)
     if mean is None:
         raise ValueError("an ensemble has at least one member")
-    mean /= np.float32(sum(weights))
+    if equal:
+        mean /= np.float32(len(members))
     return mean
 
 

@@ -8,9 +8,12 @@ log and optimizer state hold them. Anything else needs the user's word.
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import re
+import struct
 import warnings
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +87,8 @@ def _content(file: ModelFile, stream: BinaryIO, trust: bool) -> Any:
     torch = require("torch")
     is_zip = stream.read(4) == ZIP_MAGIC  # what torch has written since 1.6; only such a file can be mapped
     stream.seek(0)
+    if is_zip:
+        _refuse_packed(stream, file.where)
     mapped = is_zip and file.path is not None
     try:
         with torch.serialization.safe_globals(_allowed()), warnings.catch_warnings():
@@ -93,6 +98,27 @@ def _content(file: ModelFile, stream: BinaryIO, trust: bool) -> Any:
         raise
     except Exception as error:  # damaged pickles end in nearly every exception there is, OSError included
         raise _read_error(error, file.where, refusable=not trust, is_zip=is_zip) from error
+
+
+def _refuse_packed(stream: BinaryIO, where: Path) -> None:
+    """torch stores its tensors as they are. Packed ones could unpack to any size, so they are refused unread."""
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            packed = [member for member in archive.infolist() if member.compress_type != zipfile.ZIP_STORED]
+            total = sum(member.file_size for member in archive.infolist())
+        size = stream.seek(0, os.SEEK_END)
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error):
+        return  # damaged: torch says so
+    finally:
+        stream.seek(0)
+    if packed or total > size:
+        raise ModelError(
+            "The checkpoint is packed in a way that torch does not write.",
+            expected=f"members as they are, together at most the file's {size} bytes",
+            got=f"{total} bytes" + (f", {packed[0].filename} compressed" if packed else ""),
+            where=where,
+            hint="take the file that nnU-Net wrote; do not use this one unless you know who made it",
+        )
 
 
 def _read_error(error: Exception, path: Path, *, refusable: bool, is_zip: bool) -> ModelError:

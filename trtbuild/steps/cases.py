@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trtbuild
 from trtbuild.config import PredictConfig
+from trtbuild.machine import keep_no_large_block
 from trtbuild.runtime import Settings
 from trtbuild.spec import json_from_value
 from trtbuild.steps.ending import Ending, Outcome
 from trtbuild.steps.flow import Events, Run, Source, run_cases
+from trtbuild.steps.inputs import files_beside_case
 from trtbuild.steps.local import LocalWorker
-from trtbuild.steps.outputs import COPIES, check_folder, check_inputs, prepare_folder
+from trtbuild.steps.outputs import COPIES, Folder, check_folder, check_inputs, prepared_folder
 from trtbuild.steps.planning import planner_of_run
 from trtbuild.steps.predict import Predictor, open_predictor, rules_from
 from trtbuild.steps.worker import open_worker
@@ -43,7 +48,8 @@ def predict_cases(config: PredictConfig, events: Events | None = None) -> Summar
     """Predicts every case. A bad image, or one that memory cannot hold, fails its own case only.
 
     A full disk or a broken engine ends the run. Outputs that an earlier run left for these cases are removed before
-    the first case starts, unless `config.continue_prediction` keeps them.
+    the first case starts, unless `config.continue_prediction` keeps them: it keeps what the same settings made of
+    inputs that have not changed since. A case of other inputs is predicted anew, and a warning says so.
 
     Args:
         config: bundles, inputs, output folder, settings.
@@ -55,21 +61,29 @@ def predict_cases(config: PredictConfig, events: Events | None = None) -> Summar
     """
     events = events or Events()
     check_folder(config.output)
+    keep_no_large_block()
     with ExitStack() as stack:
         source: Source = stack.enter_context(open_worker()) if config.preparing else LocalWorker()
         predictor = stack.enter_context(_opened(config))
-        cases = _cases(config, predictor)
-        prepare_folder(
-            config.output,
-            [case.id for case in cases],
-            predictor.spec.file_ending,
-            copies={name: predictor.models[0].bundle.file(name).read_bytes() for name in COPIES},
-            arguments=_arguments(config, predictor),
-            continuing=config.continue_prediction,
+        spec = predictor.spec
+        folder = Folder(path=config.output, ending=spec.file_ending, reader=spec.reader)
+        beside = partial(files_beside_case, reader=spec.reader, ending=spec.file_ending, previous=config.previous_stage)
+        cases = _cases(config, folder, beside)
+        changed = stack.enter_context(
+            prepared_folder(
+                folder,
+                cases,
+                beside,
+                copies={name: predictor.models[0].bundle.file(name).read_bytes() for name in COPIES},
+                arguments=_arguments(config, predictor),
+                continuing=config.continue_prediction,
+            )
         )
         events.started(len(cases), predictor)
         run = Run(
             config=config,
+            folder=folder,
+            changed=changed,
             predictor=predictor,
             source=source,
             planner=planner_of_run(predictor, _settings(config, predictor), config.max_memory, source),
@@ -95,14 +109,12 @@ def _opened(config: PredictConfig) -> Predictor:
     )
 
 
-def _cases(config: PredictConfig, predictor: Predictor) -> Sequence[Case]:
+def _cases(config: PredictConfig, folder: Folder, beside: Callable[[Case], Sequence[Path]]) -> Sequence[Case]:
     """This part's cases. Of no case, of whatever part, an output would overwrite an input."""
     from trtbuild.volume.cases import cases_from_input, part_of
 
-    ending, previous = predictor.spec.file_ending, config.previous_stage
-    cases = cases_from_input(config.inputs, ending)
-    others = [] if previous is None else (previous / case.output_name(ending) for case in cases)
-    check_inputs(config.output, cases, chain(config.inputs, others), ending)
+    cases = cases_from_input(config.inputs, folder.ending)
+    check_inputs(folder, cases, chain(config.inputs, (file for case in cases for file in beside(case))))
     return part_of(cases, config.num_parts, config.part_id)
 
 
@@ -160,6 +172,6 @@ def _arguments(config: PredictConfig, predictor: Predictor) -> dict[str, Any]:
             "dicom_seg": config.dicom_seg,
             "max_memory": config.max_memory,
             "postprocessing": json_from_value(recipe.postprocessing),
-            "previous_stage": previous,
+            "previous_stage": None if previous is None else os.path.realpath(previous),
         },
     }

@@ -17,7 +17,8 @@ from trtbuild.errors import InputError, OutOfMemory, WorkerDied
 from trtbuild.machine import available_memory, usable_cpus
 from trtbuild.spec import Reader
 from trtbuild.steps.evaluate_inputs import Evaluation, Pair
-from trtbuild.volume.image import Geometry, ItkGeometry, LabelImage, NibabelGeometry
+from trtbuild.volume.image import LabelImage
+from trtbuild.volume.io.place import differences
 
 COUNTING_BYTES = 8
 """Per voxel, besides what the library takes to read a file: its float32, and the labels of both files in uint16."""
@@ -85,30 +86,10 @@ def _surfaces(
 
 def _misplaced(reference: LabelImage, prediction: LabelImage) -> tuple[str, ...]:
     """What nnU-Net passes over: the same shape at another place in space."""
-    ours = {"spacing": reference.spacing, **_place(reference.geometry)}
-    theirs = {"spacing": prediction.spacing, **_place(prediction.geometry)}
     return tuple(
-        f"the {name} of the prediction is {_numbers(theirs.get(name, ()))}, that of the reference {_numbers(value)}"
-        for name, value in ours.items()
-        if not _close(value, theirs.get(name, ()))
+        f"the {one.name} of the prediction is {one.got}, that of the reference {one.expected}"
+        for one in differences(reference, prediction)
     )
-
-
-def _place(geometry: Geometry) -> dict[str, tuple[float, ...]]:
-    if isinstance(geometry, ItkGeometry):
-        return {"origin": geometry.origin, "direction": geometry.direction}
-    if isinstance(geometry, NibabelGeometry):
-        return {"affine": sum(geometry.original_affine, ())}
-    return {}
-
-
-def _close(a: Sequence[float], b: Sequence[float]) -> bool:
-    """Equal up to what a header's float32 and a rounded text lose; NumPy's allclose has the same bounds."""
-    return len(a) == len(b) and all(math.isclose(x, y, rel_tol=1e-5, abs_tol=1e-8) for x, y in zip(a, b, strict=True))
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return "(" + ", ".join(f"{value:g}" for value in values) + ")"
 
 
 def measured_cases(jobs: Sequence[Job], processes: int) -> Iterator[CaseOutcome]:

@@ -6,86 +6,32 @@ next case waits.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from trtbuild.config import PredictConfig
-from trtbuild.errors import InputError, NonFinite, OutOfMemory, TrtbuildError, WorkerDied
-from trtbuild.runtime import Prediction, Progress
-from trtbuild.runtime.memory import CaseShape
-from trtbuild.spec import ModelSpec
-from trtbuild.steps.ending import Ending, Outcome, timed
-from trtbuild.steps.messages import Reading, Request
-from trtbuild.steps.outputs import COPIES, RECORD, Targets, case_targets, remove_files
-from trtbuild.steps.planning import CasePlan, Planner, Preparer
-from trtbuild.steps.predict import Predictor
+from trtbuild.errors import CaseNotWritable, InputError, NonFinite, OutOfMemory, TrtbuildError, WorkerDied
+from trtbuild.runtime import Prediction
+from trtbuild.steps.ending import Outcome, timed
+from trtbuild.steps.messages import Reading
+from trtbuild.steps.outputs import remove_files
+from trtbuild.steps.planned import Ahead, Events, Run, Source, ahead_of, is_kept, sized
+from trtbuild.steps.planning import CasePlan
 from trtbuild.steps.writing import Place, write_case
 
 if TYPE_CHECKING:
     from trtbuild.volume import Prepared
     from trtbuild.volume.cases import Case
-    from trtbuild.volume.image import Header, Image
+    from trtbuild.volume.image import Image
 
-CASE_ERRORS = (InputError, NonFinite, OutOfMemory, WorkerDied)
+CASE_ERRORS = (InputError, CaseNotWritable, NonFinite, OutOfMemory, WorkerDied)
 """What fails a case and not the run."""
-
-
-class Source(Preparer, Protocol):
-    """Reads and prepares cases, in the order of the requests: `worker.Worker`, or `local.LocalWorker`."""
-
-    def look(self, request: Request) -> Future[Header | None]:
-        """What the case's header says, where it can be read."""
-
-    def submit(self, request: Request) -> Future[Reading]:
-        """The case as the first stage of every model sees it."""
-
-    def second(self, case: str, spec: ModelSpec, segmentation: NDArray[Any]) -> Future[Prepared]:
-        """A kept case as a second stage sees it."""
-
-    def forget(self, case: str) -> None:
-        """Frees a kept case."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Events:
-    """Callbacks of a folder run: the number of cases once, each case as it starts and ends, progress inside it."""
-
-    started: Callable[[int, Predictor], None] = lambda count, predictor: None
-    case_started: Callable[[CasePlan], None] = lambda plan: None
-    case_ended: Callable[[Outcome], None] = lambda outcome: None
-    progress: Progress | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """What every case of a folder run shares."""
-
-    config: PredictConfig
-    predictor: Predictor
-    source: Source
-    planner: Planner
-    ending: Ending
-    events: Events
-
-    def targets(self, case: str) -> Targets:
-        """The case's files in the output folder."""
-        return case_targets(self.config.output, case, self.predictor.spec.file_ending)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ahead:
-    """A case that is to be predicted."""
-
-    case: Case
-    plan: CasePlan
-    request: Request
+CHANGED = "its inputs have changed since it was finished, so it was predicted anew"
+"""The warning of a case that was to be continued."""
 
 
 def run_cases(cases: Sequence[Case], run: Run) -> None:
@@ -105,7 +51,7 @@ def run_cases(cases: Sequence[Case], run: Run) -> None:
         current = replace(current, plan=plan)
         run.events.case_started(plan)
         next_reading = run.source.submit(following.request) if following is not None and early else None
-        work = _one_case(current, reading, run)
+        current, work = _one_case(current, reading, run)
         reading = None  # its arrays must not live as long as the writing
         if work is not None:
             run.ending.write(work)
@@ -144,72 +90,32 @@ def _next(items: Iterator[Ahead | Outcome]) -> tuple[Ahead | None, list[Outcome]
 
 def _planned(cases: Sequence[Case], run: Run) -> Iterator[Ahead | Outcome]:
     """The cases that are to be predicted; of the others, which are finished or cannot be, their outcome."""
-    config, predictor = run.config, run.predictor
-    specs = tuple(model.stages[0].spec for model in predictor.models)
-    cascades = any(len(model.stages) > 1 for model in predictor.models)
     for case in cases:
-        if config.continue_prediction and os.path.isfile(run.targets(case.id).segmentation):
+        if is_kept(case, run):
             yield Outcome(case=case.id, output=None, error=None, seconds={}, warnings=())
             continue
         try:
-            _check_writable(case, run)
-            previous = _previous(config, case, predictor.spec.file_ending)
-            request = Request(case=case.id, files=case.files, specs=specs, previous=previous, keep=cascades)
-            plan = run.planner.plan(case.id, run.source.look(request).result(), len(case.files))
+            ahead = ahead_of(case, run)
         except CASE_ERRORS as error:
             yield _failed(case.id, error)
             continue
-        yield Ahead(case=case, plan=plan, request=request)
+        yield ahead
 
 
-def _check_writable(case: Case, run: Run) -> None:
-    """Refuses a case whose outputs cannot be: a DICOM-SEG of no series, a file in the place of the run's own."""
-    from trtbuild.volume.io import files_beside
-
-    if run.config.dicom_seg and not case.is_dicom:
-        raise InputError(
-            "A DICOM segmentation refers to a DICOM series, which the case is not.",
-            got=case.files[0].name,
-            where=case.id,
-            hint="leave -ot out, or give the folder of the series with -i",
-        )
-    for file in files_beside(run.predictor.spec.reader, run.targets(case.id).segmentation):
-        if file.name in (*COPIES, RECORD):
-            raise InputError(
-                f"The spacing of the case would be written to {file.name}, which belongs to the folder.",
-                where=case.id,
-                hint="give the case another name",
-            )
-
-
-def _previous(config: PredictConfig, case: Case, ending: str) -> Path | None:
-    """The label file of the case's first stage, where the user gave a folder of them."""
-    if config.previous_stage is None:
-        return None
-    file = config.previous_stage / (case.id + ending)
-    if not os.path.isfile(file):
-        raise InputError(
-            "The case has no prediction of the previous stage.",
-            expected=file.name,
-            where=config.previous_stage,
-            hint="predict the same cases with the previous stage first, or compile both into one bundle",
-        )
-    return file
-
-
-def _one_case(ahead: Ahead, reading: Future[Reading], run: Run) -> Callable[[], Outcome] | None:
-    """Waits for the case and predicts it; returns what will write it, None where it failed."""
+def _one_case(ahead: Ahead, reading: Future[Reading], run: Run) -> tuple[Ahead, Callable[[], Outcome] | None]:
+    """Waits for the case and predicts it; returns it with its size, and what will write it, None where it failed."""
     case, targets = ahead.case.id, run.targets(ahead.case.id)
     try:
         ready = reading.result()
-        ahead = _sized(ahead, ready.image, run)
+        ahead = sized(ahead, ready.image, run)
         prediction = _predicted(ahead, ready, run)
     except (*CASE_ERRORS, MemoryError) as error:
         run.ending.ended(_failed(case, error, ahead.plan))
-        return None
+        return ahead, None
     finally:
         run.source.forget(case)
     image, spec = ready.image, run.predictor.spec
+    changed = (CHANGED,) if case in run.changed else ()
     place = _place(ahead.case, image, run)
 
     def write() -> Outcome:
@@ -224,25 +130,12 @@ def _one_case(ahead: Ahead, reading: Future[Reading], run: Run) -> Callable[[], 
             output=str(targets.segmentation),
             error=None,
             seconds=timed(prediction.seconds, "write", started),
-            warnings=(*image.warnings, *prediction.warnings),
+            warnings=(*changed, *image.warnings, *prediction.warnings),
             predicted=ahead.plan.peak,
             adapted=ahead.plan.adapted,
         )
 
-    return write
-
-
-def _sized(ahead: Ahead, image: Image, run: Run) -> Ahead:
-    """The case with its plan; made now where its header did not tell how large it is.
-
-    Raises:
-        OutOfMemory: it does not fit.
-    """
-    if ahead.plan.bytes is not None:
-        return ahead
-    _, z, y, x = image.data.shape
-    shape = CaseShape(shape=(z, y, x), spacing=image.spacing, voxel_bytes=0)
-    return replace(ahead, plan=run.planner.plan_shape(ahead.case.id, shape))
+    return ahead, write
 
 
 def _predicted(ahead: Ahead, reading: Reading, run: Run) -> Prediction:
@@ -291,3 +184,6 @@ def _out_of_memory(case: str, error: MemoryError) -> OutOfMemory:
         got=str(error) or "MemoryError",
         hint="check the spacing in the file's header, or predict on a machine with more memory",
     )
+
+
+__all__ = ["Events", "Run", "Source", "run_cases"]

@@ -118,6 +118,9 @@ def _refuse_for_bundle(path: Path, config: CompileConfig) -> None:
         "-c": config.configuration,
         "-tr": config.trainer,
         "-p": config.plans,
+        "-chk": None if config.checkpoint == CompileConfig.checkpoint else config.checkpoint,
+        "--assume-plans-architecture": config.assume_plans_architecture or None,
+        "--trust-checkpoint": config.trust_checkpoint or None,
     }
     for option, value in given.items():
         if value is not None:

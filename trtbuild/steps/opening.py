@@ -104,17 +104,10 @@ def open_model(
 
 
 def _running_stages(bundle: Bundle, second_stage_only: bool) -> tuple[Stage, ...]:
-    """The stages that run: all, or only the last where the labels before it are given."""
+    """The stages that run: all, or of a cascade only the last where the labels before it are given."""
     stages = bundle.manifest.stages
     previous = stages[0].spec.previous_stage
     if second_stage_only:
-        if len(stages) == 1 and previous is None:
-            raise ModelError(
-                "The bundle is not the second stage of a cascade.",
-                got="predictions of a previous stage",
-                where=bundle.path,
-                hint="leave -prev_stage_predictions out",
-            )
         return stages[-1:]
     if previous is not None:
         raise ModelError(

@@ -10,16 +10,16 @@ from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from trtbuild.config import check_folds, check_threads, check_weights
+from trtbuild.config import Vote, check_ensemble, check_folds, check_step_size, check_threads
 from trtbuild.errors import InputError, ModelError, TrtbuildError
 from trtbuild.runtime import Prediction, Progress, Recipe, Settings, prediction_from_models
-from trtbuild.runtime.ensemble import Vote
 from trtbuild.runtime.predictor import EMPTY, tell
 from trtbuild.spec import KeepLargestComponent, ModelSpec
+from trtbuild.steps.networks import check_postprocessing
 from trtbuild.steps.opening import Model, open_model
 
 if TYPE_CHECKING:
@@ -66,8 +66,11 @@ class Predictor:
             progress: called with (stage, done, total); returning False stops with `Cancelled`.
         """
         from trtbuild.volume.io import reader_named
+        from trtbuild.volume.io.previous import labels_for_image
 
         paths = [Path(files)] if isinstance(files, (str, PathLike)) else [Path(f) for f in files]
+        if not paths:
+            raise InputError("No file was given.", expected="one file per channel, or the folder of a DICOM series")
         started = time.perf_counter()
         tell(progress, "read", 0, 1)
         reader = reader_named(self.spec.reader)
@@ -77,7 +80,7 @@ class Predictor:
             image = read_series(paths, self.spec.channels, self.spec.reader)
         else:
             image = reader.read_image(paths, self.spec.channels)
-        labels = None if previous is None else reader.read_segmentation(Path(previous)).labels
+        before = None if previous is None else labels_for_image(Path(previous), self.spec.reader, image)
         tell(progress, "read", 1, 1)
         seconds = time.perf_counter() - started
         prediction = self.predict_array(
@@ -86,14 +89,14 @@ class Predictor:
             step_size=step_size,
             mirroring=mirroring,
             probabilities=probabilities,
-            previous=labels,
+            previous=None if before is None else before.labels,
             progress=progress,
         )
         return replace(
             prediction,
             image=image,
             seconds={"read": seconds, **prediction.seconds},
-            warnings=(*image.warnings, *prediction.warnings),
+            warnings=(*image.warnings, *(() if before is None else before.warnings), *prediction.warnings),
         )
 
     def predict_array(
@@ -121,6 +124,10 @@ class Predictor:
                 expected="the labels of the stage before" if self.given_previous else None,
                 hint="pass previous=" if self.given_previous else "open the bundle with previous_stage=True",
             )
+        if probabilities and self.recipe.vote == "hard":
+            raise TrtbuildError("A hard vote has no probabilities.", got="probabilities=True", hint="leave it out")
+        if step_size is not None:
+            check_step_size(step_size)
         settings = Settings(
             step_size=self.spec.step_size if step_size is None else step_size,
             mirroring=mirroring,
@@ -130,7 +137,8 @@ class Predictor:
 
         def prepare(model: int, stage: int, labels: NDArray[Any] | None) -> Prepared:
             spec = self.models[model].stages[stage].spec
-            return prepared_from_array(array, spacing, spec, previous if stage == 0 and labels is None else labels)
+            before = labels if spec.previous_stage is None or labels is not None else previous
+            return prepared_from_array(array, spacing, spec, before)
 
         prediction = self.predict_prepared(prepare, settings, progress)
         return prediction if np.any(array) else replace(prediction, warnings=(*prediction.warnings, EMPTY))
@@ -197,17 +205,23 @@ def open_predictor(
     """
     check_threads(threads)
     check_folds(folds)
-    weights = check_weights(weights, len(paths))
-    if vote not in get_args(Vote):
-        raise TrtbuildError("There is no such vote.", expected=" or ".join(get_args(Vote)), got=vote)
+    weights = check_ensemble(weights, vote, len(paths))
     with ExitStack() as stack:
         models = tuple(
             open_model(path, stack, backend=backend, folds=folds, threads=threads, second_stage_only=previous_stage)
             for path in paths
         )
         _check_members(models)
+        if previous_stage and not any(model.stages[0].spec.previous_stage for model in models):
+            raise ModelError(
+                "No bundle is the second stage of a cascade.",
+                got="predictions of a previous stage",
+                where=", ".join(str(path) for path in paths),
+                hint="leave -prev_stage_predictions out",
+            )
         if postprocessing is None:
             postprocessing = models[0].bundle.manifest.postprocessing if len(models) == 1 else ()
+        check_postprocessing(postprocessing, models[0].stages[-1].spec, None)
         return Predictor(
             models=models,
             recipe=Recipe(weights=weights, vote=vote, disagreement=disagreement, postprocessing=postprocessing),

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from trtbuild.errors import InputError, TrtbuildError
+from trtbuild.machine import keep_no_large_block
 from trtbuild.spec import ModelSpec
 from trtbuild.steps.messages import (
     HELLO,
@@ -37,17 +38,13 @@ from trtbuild.steps.messages import (
     receive,
     send,
 )
-from trtbuild.volume.image import Header, Image, Segmentation
+from trtbuild.volume.image import Header, Image, LabelImage
 from trtbuild.volume.preparation.preprocess import Prepared, prepared_from_array
 
 PR_SET_PDEATHSIG = 1
 """linux/prctl.h"""
 FIRST_VICTIM = "1000"
 """The largest oom_score_adj (man 5 proc): one case fails rather than the run, whose memory is the larger part."""
-M_MMAP_THRESHOLD = -3
-"""malloc.h (glibc)"""
-LARGE = 4 << 20
-"""Smaller limits cost more page faults; with this one the preparation's CPU time stays the same (measured)."""
 EMPTY = "every voxel of the image is 0"
 
 Tell = Callable[[Stage], None]
@@ -58,7 +55,7 @@ def main() -> None:
     messages, replies = _own_pipes()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run decides what Ctrl-C means
     _depend_on_parent()
-    _keep_no_large_block()
+    keep_no_large_block()
     replies.write(HELLO)
     kept: dict[str, Image] = {}
     with contextlib.suppress(EOFError, BrokenPipeError):
@@ -86,16 +83,6 @@ def _depend_on_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
         with contextlib.suppress(OSError):  # no /proc
             Path("/proc/self/oom_score_adj").write_text(FIRST_VICTIM)
-
-
-def _keep_no_large_block() -> None:
-    """Freed blocks of `LARGE` bytes go back to the system at once.
-
-    glibc raises that limit by itself, up to 32 MB, and then keeps tens of megabytes beside the next case's arrays.
-    """
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if set_option is not None:
-        set_option(M_MMAP_THRESHOLD, LARGE)
 
 
 def _give_back() -> None:
@@ -186,18 +173,19 @@ def _reading(read: Read, kept: dict[str, Image], tell: Tell) -> Reading:
     request = read.request
     clock = [time.perf_counter()]
     image = _image(read, tell)
-    labels = None if request.previous is None else _labels(request.previous, request.specs[0])
+    previous_stage = None if request.previous is None else _labels(request.previous, request.specs[0], image)
     clock.append(time.perf_counter())
     if request.keep:
         kept[request.case] = image
     prepared = []
     for spec in request.specs:
         tell(Stage(name="preparing", amount=_amount(image, spec)))
-        previous = None if spec.previous_stage is None else labels
+        previous = None if spec.previous_stage is None or previous_stage is None else previous_stage.labels
         prepared.append(prepared_from_array(image.data, image.spacing, spec, previous))
     clock.append(time.perf_counter())
     seconds = dict(zip(("read", "prepare"), np.diff(clock).tolist(), strict=True))
-    facts = replace(image, data=np.empty((0, *image.data.shape[1:]), np.float32))
+    warnings = (*image.warnings, *(() if previous_stage is None else previous_stage.warnings))
+    facts = replace(image, data=np.empty((0, *image.data.shape[1:]), np.float32), warnings=warnings)
     return Reading(image=facts, prepared=tuple(prepared), seconds=seconds)
 
 
@@ -231,10 +219,10 @@ def _bytes_on_disk(path: Path) -> int:
     return os.path.getsize(path) if os.path.isfile(path) else 0
 
 
-def _labels(file: Path, spec: ModelSpec) -> Segmentation:
-    from trtbuild.volume.io import reader_named
+def _labels(file: Path, spec: ModelSpec, image: Image) -> LabelImage:
+    from trtbuild.volume.io.previous import labels_for_image
 
-    return reader_named(spec.reader).read_segmentation(file).labels
+    return labels_for_image(file, spec.reader, image)
 
 
 def _amount(image: Image, spec: ModelSpec) -> str:

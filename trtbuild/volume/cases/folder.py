@@ -16,7 +16,7 @@ from typing import overload
 
 from trtbuild.errors import InputError
 from trtbuild.volume.cases.case import Case, distinct, numbered, numbered_case, safe_id
-from trtbuild.volume.io.dicom_headers import could_be_dicom, is_dicom_file
+from trtbuild.volume.io.dicom_files import could_be_dicom, is_dicom_file
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

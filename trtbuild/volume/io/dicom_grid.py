@@ -144,4 +144,8 @@ def _thickness(one: Slice) -> float:
         raise InputError("A single slice does not say how thick it is.", where=one.file,
                          expected="SpacingBetweenSlices or SliceThickness",
                          hint="Is the rest of the series in another folder?")  # fmt: skip
+    if not 0 < one.thickness < np.inf:
+        raise InputError("A single slice has no usable thickness.", where=one.file, got=f"{one.thickness:g} mm",
+                         expected="a positive SpacingBetweenSlices or SliceThickness",
+                         hint="Export the series again.")  # fmt: skip
     return one.thickness

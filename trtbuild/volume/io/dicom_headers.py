@@ -2,43 +2,27 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trtbuild.errors import InputError, MissingExtra
+from trtbuild.errors import InputError
+from trtbuild.volume.io.dicom_files import files_in_folder, header_from_file, imported_pydicom
 from trtbuild.volume.io.dicom_grid import Slice
 from trtbuild.volume.io.foreign import reading
 
-ENDINGS = ("", ".dcm", ".dicom", ".dic", ".ima")
-"""Names that DICOM files go by; a number at the end is the last part of a UID."""
-MAGIC = b"DICM"
 DIRECTORY = "1.2.840.10008.1.3.10"
 """The SOP class of DICOMDIR, an index of files."""
+IMAGES = ("Image Storage", "Volume Storage")
+"""What the names of SOP classes with voxels have in common (DICOM PS3.6, table A-1)."""
 TAGS = [
     "SOPClassUID", "SeriesInstanceUID", "SeriesDescription", "Modality", "FrameOfReferenceUID", "Rows", "Columns",
     "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "ImagePositionPatient",
     "ImageOrientationPatient", "PixelSpacing", "SpacingBetweenSlices", "SliceThickness", "RescaleSlope",
     "RescaleIntercept", "ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 ]  # fmt: skip
-
-
-def could_be_dicom(name: str) -> bool:
-    """Whether DICOM files go by such names. Hidden files do not."""
-    ending = os.path.splitext(name)[1].lower()
-    return not name.startswith(".") and (ending in ENDINGS or ending[1:].isdigit())
-
-
-def is_dicom_file(path: str) -> bool:
-    """Whether the file has DICOM's mark behind its preamble; False where it cannot be read."""
-    try:
-        with open(path, "rb") as stream:
-            return stream.read(132)[128:] == MAGIC
-    except OSError:
-        return False
 
 
 def slices_from_folder(folder: Path) -> tuple[list[Slice], tuple[str, ...]]:
@@ -49,11 +33,13 @@ def slices_from_folder(folder: Path) -> tuple[list[Slice], tuple[str, ...]]:
             intensities with a place in space.
         MissingExtra: pydicom is not installed.
     """
+    files, strangers = files_in_folder(folder)
     headers, without = [], []
-    for file in _files(folder):
+    for file in files:
         header = header_from_file(file, TAGS)
-        if header.get("SOPClassUID") == DIRECTORY:
+        if str(_announced_class(header)) == DIRECTORY:
             continue
+        _require_class(file, header)
         if "Rows" not in header:
             without.append(file.name)
             continue
@@ -63,44 +49,34 @@ def slices_from_folder(folder: Path) -> tuple[list[Slice], tuple[str, ...]]:
     for file, header in headers:
         with reading(file, "a DICOM image with a place in space"):
             slices += _slices(file, header)
-    if not without:
-        return slices, ()
-    return slices, (f"{len(without)} DICOM objects without an image were left out, the first is {without[0]}.",)
+    return slices, tuple(
+        f"{len(names)} {kind} were left out, the first is {names[0]}."
+        for kind, names in (("DICOM objects without an image", without), ("files that are no DICOM", strangers))
+        if names
+    )
 
 
-def header_from_file(file: Path, tags: list[str] | None) -> Any:
-    """The pydicom.Dataset of a file without its voxels: the elements `tags`, or all."""
-    try:
-        import pydicom
-    except ImportError as error:
-        raise MissingExtra("pydicom", "dicom", "read DICOM files") from error
-    with reading(file, "a DICOM file"):
-        header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)
-        for _ in header if tags else ():
-            pass  # pydicom looks at an element when it is asked for; a damaged one shows itself here
-    return header
+def _announced_class(header: Any) -> Any:
+    """The SOP class in the file meta information, before the object itself; None where there is none."""
+    return getattr(header, "file_meta", {}).get("MediaStorageSOPClassUID")
 
 
-def _files(folder: Path) -> list[Path]:
-    """The DICOM files in `folder`, sorted by name. What has another ending is none; what lacks the mark is damaged."""
-    if not os.path.isdir(folder):
-        raise InputError("There is no such folder of DICOM files.", where=folder,
-                         got="a file" if os.path.exists(folder) else "nothing", hint="Correct the path.")  # fmt: skip
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if could_be_dicom(entry.name) and not entry.is_dir())
-    except OSError as error:
-        raise InputError("The folder cannot be read.", got=error.strerror, where=folder) from error
-    good = [name for name in names if is_dicom_file(os.path.join(folder, name))]
-    if not good:
-        raise InputError("The folder holds no DICOM files.", expected="the slices of one series",
-                         got=", ".join(names[:3]) or "no such names", where=folder)  # fmt: skip
-    if len(good) < len(names):
-        bad = sorted(set(names) - set(good))
-        raise InputError("A file among the slices is no DICOM file, or damaged.", where=folder / bad[0],
-                         expected="DICM at byte 128", got=f"{len(bad)} such files",
-                         hint="Move it away, or export the series again.")  # fmt: skip
-    return [folder / name for name in good]
+def _require_class(file: Path, header: Any) -> None:
+    """An InputError where the file ends, or is damaged, before it is clear that it is an image or none.
+
+    pydicom reads a file that was cut between two elements without a word. One that may be an image is a slice lost.
+    """
+    kind = header.get("SOPClassUID")
+    if kind and "Rows" in header:
+        return
+    with reading(file, "a DICOM file with a SOPClassUID"):
+        name = str(imported_pydicom().uid.UID(str(kind or "")).name)
+    known = name != kind or kind == _announced_class(header)  # a private class is; not one that was cut off
+    if not kind or not known or any(word in name for word in IMAGES):
+        raise InputError("A DICOM file is damaged or ends too early.", where=file,
+                         expected="an image with its SOPClassUID and Rows, or an object that is none",
+                         got=f"SOPClassUID {kind or 'missing'}, Rows {'there' if 'Rows' in header else 'missing'}",
+                         hint="Copy or export the series again.")  # fmt: skip
 
 
 def _require_one_series(folder: Path, headers: list[Any]) -> None:
@@ -150,11 +126,19 @@ def _slice(file: Path, header: Any, index: int) -> Slice:
     x, y, z = _numbers(file, place, "ImagePositionPatient", 3)
     a, b, c, d, e, f = _numbers(file, turned, "ImageOrientationPatient", 6)
     rows, columns = _numbers(file, measures, "PixelSpacing", 2)
+    if not (min(rows, columns) > 0 and header.Rows and header.Columns):
+        raise InputError("The image has no usable spacing, or no voxels.", where=file, hint="Export the series again.",
+                         expected="positive PixelSpacing, Rows and Columns",
+                         got=f"{rows:g} x {columns:g} mm, {header.Rows} x {header.Columns} voxels")  # fmt: skip
     slope, intercept = _number(values, "RescaleSlope"), _number(values, "RescaleIntercept")
+    if slope == 0:
+        raise InputError("The RescaleSlope of the image is 0, which makes all of its voxels one value.", where=file,
+                         expected="another number", got=f"{slope:g}", hint="Export the series again.")  # fmt: skip
+    thickness = _number(measures, "SpacingBetweenSlices")
     space = header.get("FrameOfReferenceUID")
     return Slice(file=file, frame=index, shape=(int(header.Rows), int(header.Columns)), position=(x, y, z),
                  orientation=(a, b, c, d, e, f), spacing=(rows, columns),
-                 thickness=_number(measures, "SpacingBetweenSlices") or _number(measures, "SliceThickness"),
+                 thickness=_number(measures, "SliceThickness") if thickness is None else thickness,
                  slope=1.0 if slope is None else slope, intercept=intercept or 0.0,
                  space=None if space is None else str(space))  # fmt: skip
 

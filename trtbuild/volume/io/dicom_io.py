@@ -26,7 +26,7 @@ from trtbuild.volume.image import Header, Image, ItkGeometry
 from trtbuild.volume.io.dicom_grid import Slice, grid_from_slices
 from trtbuild.volume.io.dicom_headers import slices_from_folder
 from trtbuild.volume.io.foreign import reading
-from trtbuild.volume.io.stack import Part, image_from_sources
+from trtbuild.volume.io.stack import Part, image_from_sources, require_extent
 
 
 def read_series(folders: Sequence[Path], channels: tuple[str, ...], reader: Reader) -> Image:
@@ -49,7 +49,9 @@ def read_series(folders: Sequence[Path], channels: tuple[str, ...], reader: Read
         slices, about = slices_from_folder(folder)
         warnings.extend(about)
         ordered, place = grid_from_slices(slices)
-        part = _axes_of(reader, folder).part_from_array(_voxels(ordered), place)
+        axes = _axes_of(reader, folder)
+        with reading(folder, "a DICOM series with a place in space"):
+            part = axes.part_from_array(_voxels(ordered), place)
         return replace(part, spacing=_as_in_nifti(part.spacing))
 
     if not folders:
@@ -65,8 +67,12 @@ def series_header(folders: Sequence[Path], reader: Reader) -> Header:
         InputError, MissingExtra: as `read_series`, as far as headers show it.
     """
     ordered, place = grid_from_slices(slices_from_folder(folders[0])[0])
-    header = _axes_of(reader, folders[0]).header_of_array((len(ordered), *ordered[0].shape), place)
-    return replace(header, spacing=_as_in_nifti(header.spacing), channels=len(folders))
+    axes = _axes_of(reader, folders[0])
+    with reading(folders[0], "a DICOM series with a place in space"):
+        header = axes.header_of_array((len(ordered), *ordered[0].shape), place)
+    header = replace(header, spacing=_as_in_nifti(header.spacing), channels=len(folders))
+    require_extent(header.shape, header.spacing, folders[0])
+    return header
 
 
 def _as_in_nifti(spacing: tuple[float, float, float]) -> tuple[float, float, float]:

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 import trtbuild
-from trtbuild.errors import InputError, MissingExtra, OutputError
+from trtbuild.errors import CaseNotWritable, InputError, MissingExtra, OutputError
 from trtbuild.volume.image import Geometry, ItkGeometry, NibabelGeometry, ReorientedGeometry, Segmentation
+from trtbuild.volume.io.dicom_files import header_from_file
 from trtbuild.volume.io.dicom_grid import Slice, grid_from_slices
-from trtbuild.volume.io.dicom_headers import header_from_file, slices_from_folder
+from trtbuild.volume.io.dicom_headers import slices_from_folder
 from trtbuild.volume.io.foreign import written
 from trtbuild.volume.io.turn import turned_back
 
@@ -58,8 +59,8 @@ def write_dicom_seg(
 
     Raises:
         InputError: the series in `folder` cannot be used (see `read_series`).
-        OutputError: the segmentation does not lie on the grid of the series, a name does not fit, or the file cannot
-            be written.
+        CaseNotWritable: the segmentation does not lie on the grid of the series, or holds values without a name.
+        OutputError: a name does not fit, or the file cannot be written.
         MissingExtra: highdicom or pydicom is not installed.
     """
     ordered, place = grid_from_slices(slices_from_folder(folder)[0])
@@ -108,17 +109,17 @@ def _require_same_grid(
     """Shape and all corners must be those of the series: an image is 3-D here, or it has another shape."""
     hint = "Name the series that this case was made from."
     if voxels.shape != shape or where.dimension != 3:
-        raise OutputError("The segmentation has another shape than the series.", expected=f"{shape} (z, y, x)",
-                          got=voxels.shape, where=path, hint=hint)  # fmt: skip
+        raise CaseNotWritable("The segmentation has another shape than the series.", expected=f"{shape} (z, y, x)",
+                              got=voxels.shape, where=path, hint=hint)  # fmt: skip
     last = np.array(shape[::-1]) - 1
     corners = np.array([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)]) * last
     away = float(np.abs((_points(where, corners) - _points(place, corners)) @ np.reshape(place.direction, (3, 3))
                         / place.spacing).max())  # fmt: skip
     if not away <= NEAR:
-        raise OutputError("The segmentation lies elsewhere than the series.",
-                          expected=f"origin {place.origin}, spacing {place.spacing}, direction {place.direction}",
-                          got=f"origin {where.origin}, spacing {where.spacing}, direction {where.direction}",
-                          where=path, hint=hint)  # fmt: skip
+        raise CaseNotWritable("The segmentation lies elsewhere than the series.",
+                              expected=f"origin {place.origin}, spacing {place.spacing}, direction {place.direction}",
+                              got=f"origin {where.origin}, spacing {where.spacing}, direction {where.direction}",
+                              where=path, hint=hint)  # fmt: skip
 
 
 def _points(place: ItkGeometry, indices: Any) -> Any:
@@ -135,8 +136,8 @@ def _segments(voxels: Segmentation, labels: Mapping[str, tuple[int, ...]], path:
                               expected=f"1 to {LONGEST} characters, no backslash")  # fmt: skip
     nameless = set(np.unique(voxels).tolist()) - {0, *(value for values in segments.values() for value in values)}
     if nameless:
-        raise OutputError("The segmentation holds values that no label names.", where=path, got=sorted(nameless),
-                          expected=segments)  # fmt: skip
+        raise CaseNotWritable("The segmentation holds values that no label names.", where=path, got=sorted(nameless),
+                              expected=segments)  # fmt: skip
     if not segments:
         raise OutputError("There is no label to write.", where=path, got=", ".join(labels) or "no labels")
     return segments

@@ -17,7 +17,7 @@ import PIL.Image
 import tifffile
 from numpy.typing import NDArray
 
-from trtbuild.errors import InputError, OutputError
+from trtbuild.errors import CaseNotWritable, InputError, OutputError
 from trtbuild.volume.image import Geometry, Header, Image, LabelImage, Map, PixelGeometry, Segmentation
 from trtbuild.volume.io.foreign import labels_as_written, reading, written
 from trtbuild.volume.io.labels import labels_from_file
@@ -53,11 +53,11 @@ def write_segmentation(segmentation: Segmentation | Map, geometry: Geometry, pat
     if path.suffix.lower() not in LOSSLESS:
         raise OutputError("Labels would not survive in this format.", expected=" | ".join(LOSSLESS), got=path.suffix,
                           where=path, hint="Use a model whose file_ending is one of these.")  # fmt: skip
-    labels = labels_as_written(_in_whole_numbers(segmentation, path), path)[0]
+    labels = _as_written(segmentation, path)[0]
     if path.suffix.lower() == ".bmp" and labels.dtype != np.uint8:
-        raise OutputError("The labels do not fit the file: BMP has 8 bits per pixel.", expected="0 to 254",
-                          got=f"0 to {int(segmentation.max())}", where=path,
-                          hint="Train with .png or .tif pictures, which hold 16 bits.")  # fmt: skip
+        raise CaseNotWritable("The labels do not fit the file: BMP has 8 bits per pixel.", expected="0 to 254",
+                              got=f"0 to {int(segmentation.max())}", where=path,
+                              hint="Train with .png or .tif pictures, which hold 16 bits.")  # fmt: skip
     with written(path) as temporary:
         if path.suffix.lower() in TIFF:
             tifffile.imwrite(temporary, labels)
@@ -67,10 +67,13 @@ def write_segmentation(segmentation: Segmentation | Map, geometry: Geometry, pat
             temporary.write_bytes(encoded)
 
 
-def _in_whole_numbers(voxels: Segmentation | Map, path: Path) -> Segmentation | Map:
-    """A map of 0 to 1 as what the format holds: 0 to 65535 in PNG, 0 to 254 in BMP; labels, and TIFF, as they are."""
+def _as_written(voxels: Segmentation | Map, path: Path) -> Segmentation:
+    """Labels, and maps in TIFF, by `labels_as_written`; a map of 0 to 1 else as 0 to 65535 (PNG) or 0 to 254 (BMP).
+
+    The scale of a map does not depend on its values: a PNG of one has 16 bits also where it is 0 everywhere.
+    """
     if voxels.dtype.kind != "f" or path.suffix.lower() in TIFF:
-        return voxels
+        return labels_as_written(voxels, path)
     bmp = path.suffix.lower() == ".bmp"
     whole: Segmentation = np.rint(voxels * np.float32(254 if bmp else 65535)).astype(np.uint8 if bmp else np.uint16)
     return whole

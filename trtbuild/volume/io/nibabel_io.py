@@ -18,6 +18,8 @@ from trtbuild.volume.io.labels import labels_from_file
 from trtbuild.volume.io.sound import require_sound
 from trtbuild.volume.io.stack import Part, header_from_files, image_from_files
 
+FLAT = 1e-6
+"""Smallest determinant of the axes' unit vectors; a sheared image has some tenths."""
 Rows = tuple[tuple[float, ...], ...]
 
 
@@ -117,10 +119,34 @@ def header_opened(file: Path) -> Any:
     if dtype.kind not in "iuf":
         raise InputError("The image has no plain intensities.", expected="one real number per voxel", got=dtype,
                          where=file, hint="Write each component as a channel of its own: one file each.")  # fmt: skip
+    _require_spacing(image, file)
     if not np.isfinite(image.affine).all():
         raise InputError("The image has no usable affine.", expected="finite numbers", got=image.affine.tolist(),
                          where=file, hint="Write the affine again, or export the image again.")  # fmt: skip
+    if _is_singular(image.affine):
+        raise InputError("The image has no usable affine: an axis of it has no direction of its own.", where=file,
+                         expected="three independent columns", got=image.affine.tolist(),
+                         hint="Write the affine again, or export the image again.")  # fmt: skip
     return image
+
+
+def _require_spacing(image: Any, file: Path) -> None:
+    """An InputError where a NIfTI's own spacing is 0, which nibabel takes for 1 mm in a log line, or not finite."""
+    header = image.header
+    if not isinstance(header, nibabel.Nifti1Header):  # Nifti2Header is one, too
+        return
+    with (image.file_map.get("header") or image.file_map["image"]).get_prepare_fileobj("rb") as stream:
+        stored = type(header).from_fileobj(stream, check=False)["pixdim"][1:4]
+    if not (np.isfinite(stored) & (stored != 0)).all():
+        raise InputError("The image has no usable spacing.", expected="three positive numbers", got=stored.tolist(),
+                         where=file, hint="Write the voxel size into the header.")  # fmt: skip
+
+
+def _is_singular(affine: NDArray[np.float64]) -> bool:
+    """Whether the volume that the three unit vectors of the axes span is none; for axes at right angles it is 1."""
+    steps = affine[:3, :3]
+    lengths = np.linalg.norm(steps, axis=0)
+    return not (lengths > 0).all() or abs(float(np.linalg.det(steps / lengths))) < FLAT
 
 
 def voxels_from(image: Any) -> NDArray[np.float32]:

@@ -11,10 +11,11 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from trtbuild.errors import InputError, OutputError
+from trtbuild.errors import CaseNotWritable, InputError
 from trtbuild.volume.image import Geometry, Header, Image, ItkGeometry, LabelImage, Map, Segmentation
 from trtbuild.volume.io.foreign import labels_as_written, reading, written
 from trtbuild.volume.io.labels import labels_from_file
+from trtbuild.volume.io.place import spatial
 from trtbuild.volume.io.sound import require_sound
 from trtbuild.volume.io.stack import Part, header_from_files, image_from_files
 
@@ -51,7 +52,7 @@ def write_segmentation(segmentation: Segmentation | Map, geometry: Geometry, pat
 
 def write_itk(segmentation: Segmentation | Map, geometry: ItkGeometry, path: Path) -> None:
     """Writes labels (Z, Y, X) to where the image lies, in 2-D if that is, else in 3-D; raises OutputError."""
-    _require_utf8(path, OutputError)
+    _require_utf8(path, CaseNotWritable)
     place = spatial(geometry)
     labels = labels_as_written(segmentation, path)
     with written(path) as temporary:
@@ -152,7 +153,7 @@ def array_spacing(place: ItkGeometry) -> tuple[float, float, float]:
     return (max(x, y) * SLICE_SPACING if place.dimension == 2 else place.spacing[2]), y, x
 
 
-def _require_utf8(path: Path, error: type[InputError] | type[OutputError]) -> None:
+def _require_utf8(path: Path, error: type[InputError] | type[CaseNotWritable]) -> None:
     """An `error` where ITK would end the process: it throws through SimpleITK over a name that is not UTF-8."""
     try:
         str(path).encode()
@@ -191,11 +192,3 @@ def _require_separate_channels(place: ItkGeometry, file: Path) -> None:
         raise InputError("The fourth axis of the image is tilted against space.", got=direction.tolist(), where=file,
                          expected="a direction in which x, y, z are apart from the channels",
                          hint="Write each channel as a 3-D image.")  # fmt: skip
-
-
-def spatial(place: ItkGeometry) -> ItkGeometry:
-    """The place of the segmentation: without the channel axis of a 4-D image."""
-    if place.dimension != 4:
-        return place
-    direction = np.reshape(place.direction, (4, 4))[:3, :3].ravel().tolist()
-    return ItkGeometry(spacing=place.spacing[:3], origin=place.origin[:3], direction=tuple(direction))

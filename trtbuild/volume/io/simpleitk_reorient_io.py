@@ -34,6 +34,7 @@ from trtbuild.volume.image import (
 )
 from trtbuild.volume.io.foreign import reading
 from trtbuild.volume.io.labels import labels_from_file
+from trtbuild.volume.io.place import spatial
 from trtbuild.volume.io.simpleitk_io import (
     array_spacing,
     floats_from,
@@ -41,7 +42,6 @@ from trtbuild.volume.io.simpleitk_io import (
     itk_from_file,
     itk_header_from_file,
     place_of,
-    spatial,
     write_itk,
 )
 from trtbuild.volume.io.stack import Part, header_from_files, image_from_files

@@ -76,6 +76,8 @@ def header_from_files(
     """
     require_files(files, channels)
     first = read(files[0])
+    if first is not None:
+        require_extent(first.shape, first.spacing, files[0])
     return None if first is None else replace(first, channels=first.channels * len(files))
 
 
@@ -110,12 +112,7 @@ def _wrong_number(files: Sequence[Path], channels: tuple[str, ...], per_file: in
 
 def checked(part: Part, file: Path) -> Part:
     """The part itself, if it is an image that can be predicted."""
-    if part.data.size == 0:
-        raise InputError("The image is empty.", expected="at least one voxel on every axis", where=file,
-                         got=f"{part.data.shape[1:]} voxels (z, y, x)", hint="Export the image again.")  # fmt: skip
-    if not all(0 < value < np.inf for value in part.spacing):
-        raise InputError("The image has no usable spacing.", expected="three positive numbers", got=_mm(part),
-                         where=file, hint="Write the voxel size into the header.")  # fmt: skip
+    require_extent(part.data.shape[1:], part.spacing, file)
     with np.errstate(invalid="ignore"):
         # Float32 values cannot overflow a float64 sum, so it is finite exactly where all of them are; unlike
         # np.isfinite(data) it needs no memory.
@@ -127,15 +124,25 @@ def checked(part: Part, file: Path) -> Part:
     return part
 
 
-def _mm(part: Part) -> str:
-    return " x ".join(f"{value:g}" for value in part.spacing) + " mm"
+def require_extent(shape: Sequence[int], spacing: Numbers, file: Path) -> None:
+    """An InputError where an axis (z, y, x) has no voxel, or no positive finite spacing."""
+    if min(shape) < 1:
+        raise InputError("The image is empty.", expected="at least one voxel on every axis", where=file,
+                         got=f"{tuple(shape)} voxels (z, y, x)", hint="Export the image again.")  # fmt: skip
+    if not all(0 < value < np.inf for value in spacing):  # NaN is not either
+        raise InputError("The image has no usable spacing.", expected="three positive numbers", got=_mm(spacing),
+                         where=file, hint="Write the voxel size into the header.")  # fmt: skip
+
+
+def _mm(spacing: Numbers) -> str:
+    return " x ".join(f"{value:g}" for value in spacing) + " mm"
 
 
 def _require_fit(first: Part, part: Part, first_file: Path, file: Path) -> list[str]:
     """Warnings about differing placement; an error where shape or spacing differ."""
     for what, expected, got, fits in (
         ("shape (c, z, y, x)", first.data.shape, part.data.shape, first.data.shape == part.data.shape),
-        ("spacing (z, y, x)", _mm(first), _mm(part), np.allclose(first.spacing, part.spacing)),
+        ("spacing (z, y, x)", _mm(first.spacing), _mm(part.spacing), np.allclose(first.spacing, part.spacing)),
     ):
         if not fits:
             raise InputError(f"The channels of the case differ in {what}.", expected=f"{expected} as {first_file.name}",

@@ -25,8 +25,11 @@ def new_shape(shape: tuple[int, ...], spacing: tuple[float, ...], target: tuple[
     """The grid at the target spacing: ``int(round(spacing / target * n))`` per axis (nnU-Net's `compute_new_shape`).
 
     Raises:
-        InputError: an axis has no voxel, or there are more than `MAX_VOXELS`.
+        InputError: a spacing is no positive finite number, an axis has no voxel, or there are more than `MAX_VOXELS`.
     """
+    if not all(0 < s < math.inf for s in spacing):  # NaN is not either
+        raise InputError("The spacing is not usable.", expected="positive numbers (mm)", got=spacing,
+                         hint="check the spacing in the file's header")  # fmt: skip
     # cut off where it is too large in any case: an infinite quotient has no integer
     result = tuple(round(min(s / t * n, 2.0 * MAX_VOXELS)) for s, t, n in zip(spacing, target, shape, strict=True))
     if min(result) < 1:
