@@ -12,7 +12,7 @@ help:
 	@echo "make demo       segment the demo brain and compare with nnU-Net (3 minutes)"
 	@echo "make test       install, lint, type-check and test"
 	@echo "make slow       the longer proofs"
-	@echo "make benchmark  measure beside nnU-Net (20 minutes)"
+	@echo "make benchmark  measure beside nnU-Net (an hour)"
 
 $(VENV)/.ready: pyproject.toml tests/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -40,6 +40,9 @@ benchmark: setup
 	$(BIN)/python benchmarks/end_to_end.py
 	$(BIN)/python benchmarks/resampling.py
 	$(BIN)/python benchmarks/import_time.py
+	$(BIN)/python benchmarks/way_back.py
+	$(BIN)/python benchmarks/folder_run.py
+	$(BIN)/python benchmarks/memory.py
 
 clean:
 	rm -rf $(VENV) .demo .pytest_cache .mypy_cache .ruff_cache

@@ -45,8 +45,8 @@ class Notes:
 def noted(bundle: Path, images: Path, output: Path, together: bool) -> Notes:
     """Predicts the folder in this process; memory is taken when a case has left the network."""
     from trtbuild.config import PredictConfig
-    from trtbuild.steps.cases import predict_cases
-    from trtbuild.steps.flow import Events
+    from trtbuild.steps.folder_run.cases import predict_cases
+    from trtbuild.steps.folder_run.flow import Events
 
     notes = Notes()
 

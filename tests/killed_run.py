@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from trtbuild.cli import run
-from trtbuild.steps import child, flow
-from trtbuild.steps.messages import Stage
-from trtbuild.steps.predict import Predictor
+from trtbuild.steps.folder_run import child, flow
+from trtbuild.steps.folder_run.messages import Stage
+from trtbuild.steps.prediction.predictor import Predictor
 
 STAGES = ("reading", "network", "back", "writing", "renaming")
 """The last is the moment of a rename, which is a part of writing."""
@@ -103,7 +103,7 @@ def watch(diary: Diary) -> None:
 
     child.receive = received  # type: ignore[assignment]
     Predictor.predict_prepared = predicted  # type: ignore[method-assign]
-    sys.modules["trtbuild.steps.worker"].Child = WatchedChild  # type: ignore[attr-defined]
+    sys.modules["trtbuild.steps.folder_run.worker"].Child = WatchedChild  # type: ignore[attr-defined]
     flow.write_case = diary.within("writing", flow.write_case)
     replace = diary.within("renaming", os.replace)
     flow_start = flow.run_cases
@@ -112,7 +112,7 @@ def watch(diary: Diary) -> None:
         os.replace = replace  # type: ignore[assignment]  # not before the first case: the record is written by then
         flow_start(*arguments)
 
-    sys.modules["trtbuild.steps.cases"].run_cases = started  # type: ignore[attr-defined]
+    sys.modules["trtbuild.steps.folder_run.cases"].run_cases = started  # type: ignore[attr-defined]
 
 
 def main(words: list[str]) -> int:
@@ -122,6 +122,6 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    import trtbuild.steps.cases  # noqa: F401  # what `watch` reaches into
+    import trtbuild.steps.folder_run.cases  # noqa: F401  # what `watch` reaches into
 
     sys.exit(main(sys.argv[1:]))

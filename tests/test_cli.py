@@ -21,8 +21,8 @@ from trtbuild.cli import run
 from trtbuild.config import PredictConfig
 from trtbuild.errors import Cancelled, MissingExtra
 from trtbuild.runtime.predictor import tell
-from trtbuild.steps.cases import Summary
-from trtbuild.steps.flow import Events
+from trtbuild.steps.folder_run.cases import Summary
+from trtbuild.steps.folder_run.flow import Events
 
 
 @pytest.fixture
@@ -248,7 +248,7 @@ def test_inputs_may_be_what_a_shell_makes_of_a_pattern(
 ) -> None:
     seen: list[PredictConfig] = []
     monkeypatch.setattr(
-        "trtbuild.steps.cases.predict_cases",
+        "trtbuild.steps.folder_run.cases.predict_cases",
         lambda config, events: seen.append(config) or nothing_predicted(config, events),
     )
     assert run(["predict", *words]) == 0
@@ -286,11 +286,11 @@ def test_a_lost_interrupt_ends_predict_at_the_next_progress(words: list[str], mo
         events.progress("network", 1, 2)
         return pytest.fail("the run went on")
 
-    monkeypatch.setattr("trtbuild.steps.cases.predict_cases", predict_cases)
+    monkeypatch.setattr("trtbuild.steps.folder_run.cases.predict_cases", predict_cases)
     before = signal.getsignal(signal.SIGINT)
     assert run(["predict", "B.trtb", "-i", "a", "-o", "out", *words]) == 130
     assert signal.getsignal(signal.SIGINT) is before
-    monkeypatch.setattr("trtbuild.steps.cases.predict_cases", nothing_predicted)
+    monkeypatch.setattr("trtbuild.steps.folder_run.cases.predict_cases", nothing_predicted)
     assert run(["predict", "B.trtb", "-i", "a", "-o", "out", *words]) == 0
 
 
@@ -303,8 +303,8 @@ def test_a_lost_interrupt_ends_compile_and_export(ticks: int, monkeypatch: pytes
             pytest.fail("the run went on")
         return ()
 
-    monkeypatch.setattr("trtbuild.steps.export.export_folder", step)
-    monkeypatch.setattr("trtbuild.steps.compile.compile_bundle", step)
+    monkeypatch.setattr("trtbuild.steps.compilation.export.export_folder", step)
+    monkeypatch.setattr("trtbuild.steps.compilation.compile.compile_bundle", step)
     monkeypatch.setattr("trtbuild.steps.inspect.overview", lambda bundle: {})
     assert run(["export", "MODEL", "-o", "out", "--json"]) == 130
     assert run(["compile", "MODEL", "-o", "out.trtb", "--json"]) == 130

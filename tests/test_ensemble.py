@@ -19,7 +19,7 @@ import trtbuild
 from trtbuild.config import PredictConfig
 from trtbuild.errors import ModelError, TrtbuildError
 from trtbuild.runtime.ensemble import consensus_from_votes, decided, entropy_of_probabilities
-from trtbuild.steps.cases import predict_cases
+from trtbuild.steps.folder_run.cases import predict_cases
 
 MEMBERS = ("ens2d", "ens3d")
 

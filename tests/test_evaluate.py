@@ -28,10 +28,10 @@ from trtbuild.accuracy.surface import surface_agreement
 from trtbuild.cli import run
 from trtbuild.errors import InputError, ModelError
 from trtbuild.source.fields import Field
-from trtbuild.steps import evaluate_cases
-from trtbuild.steps.evaluate_cases import CaseOutcome, Job, measured_cases, processes_for
-from trtbuild.steps.evaluate_inputs import EvaluateConfig, Evaluation, Pair
-from trtbuild.steps.evaluate_labels import labels_from_dataset_json
+from trtbuild.steps.evaluation import cases as evaluate_cases
+from trtbuild.steps.evaluation.cases import CaseOutcome, Job, measured_cases, processes_for
+from trtbuild.steps.evaluation.inputs import EvaluateConfig, Evaluation, Pair
+from trtbuild.steps.evaluation.labels import labels_from_dataset_json
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Mean of empty slice"),  # nnU-Net's, over labels that no case has
@@ -540,7 +540,7 @@ def test_lack_of_memory_fails_one_case_by_name(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(evaluate_cases, "overlaps", starved)
     ended: list[CaseOutcome] = []
-    from trtbuild.steps.evaluate import evaluate_folders
+    from trtbuild.steps.evaluation.folders import evaluate_folders
 
     config = EvaluateConfig(reference=folders.reference, prediction=folders.prediction, dataset=folders.dataset,
                             processes=1)  # fmt: skip

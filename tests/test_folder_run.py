@@ -30,15 +30,15 @@ from trtbuild.atomic import PREFIX, remove_strays, whole_file
 from trtbuild.cli import run
 from trtbuild.config import PredictConfig
 from trtbuild.errors import Cancelled, InputError, OutputError
-from trtbuild.steps import child, flow
-from trtbuild.steps.cases import Summary, predict_cases
-from trtbuild.steps.ending import Ending, Outcome
-from trtbuild.steps.flow import Events
-from trtbuild.steps.messages import Request, Stage
-from trtbuild.steps.outputs import Folder, check_inputs, prepared_folder
-from trtbuild.steps.planning import CasePlan, Planner
-from trtbuild.steps.record import RECORD
-from trtbuild.steps.worker import Worker
+from trtbuild.steps.folder_run import child, flow
+from trtbuild.steps.folder_run.cases import Summary, predict_cases
+from trtbuild.steps.folder_run.ending import Ending, Outcome
+from trtbuild.steps.folder_run.flow import Events
+from trtbuild.steps.folder_run.messages import Request, Stage
+from trtbuild.steps.folder_run.outputs import Folder, check_inputs, prepared_folder
+from trtbuild.steps.folder_run.planning import CasePlan, Planner
+from trtbuild.steps.folder_run.record import RECORD
+from trtbuild.steps.folder_run.worker import Worker
 from trtbuild.volume.cases import Case, cases_from_input
 
 COMMON = {"dataset.json", "plans.json", RECORD}

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from trtbuild.errors import CaseNotWritable, InputError, ModelError, OutOfMemory, OutputError
 from trtbuild.spec import Reader
-from trtbuild.steps.flow import CASE_ERRORS
+from trtbuild.steps.folder_run.flow import CASE_ERRORS
 from trtbuild.volume.image import ItkGeometry, NibabelGeometry, PixelGeometry, ReorientedGeometry, TiffGeometry
 from trtbuild.volume.io import files_beside, foreign, nibabel_io, reader_named, simpleitk_io, sound
 from trtbuild.volume.io.sound import require_sound

@@ -23,7 +23,7 @@ from models import subject
 
 from trtbuild.atomic import PREFIX
 from trtbuild.cli import run
-from trtbuild.steps.record import RECORD
+from trtbuild.steps.folder_run.record import RECORD
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 HERE = Path(__file__).parent

@@ -25,13 +25,13 @@ from trtbuild.config import CompileConfig, PredictConfig
 from trtbuild.errors import EngineError, InputError, ModelError, OutOfMemory, OutputError, TrtbuildError
 from trtbuild.runtime.select import Choice
 from trtbuild.source.folder import find_model
-from trtbuild.steps import compile as compiling
-from trtbuild.steps.cases import predict_cases
-from trtbuild.steps.claim import CLAIM
-from trtbuild.steps.inputs import files_beside_case, marks_from_cases
-from trtbuild.steps.outputs import MANIFEST_LIMIT, Folder, check_folder, check_inputs, prepared_folder
-from trtbuild.steps.predict import Predictor
-from trtbuild.steps.record import RECORD
+from trtbuild.steps.compilation import compile as compiling
+from trtbuild.steps.folder_run.cases import predict_cases
+from trtbuild.steps.folder_run.claim import CLAIM
+from trtbuild.steps.folder_run.inputs import files_beside_case, marks_from_cases
+from trtbuild.steps.folder_run.outputs import MANIFEST_LIMIT, Folder, check_folder, check_inputs, prepared_folder
+from trtbuild.steps.folder_run.record import RECORD
+from trtbuild.steps.prediction.predictor import Predictor
 from trtbuild.volume.cases import Case
 from trtbuild.volume.resampling.image import MAX_VOXELS, new_shape
 
@@ -133,7 +133,7 @@ def test_old_outputs_are_gone_before_the_new_record_comes(tmp_path: Path, monkey
     left: list[set[str]] = []
     with pytest.MonkeyPatch.context() as patch:
         for module in ("outputs", "record"):
-            patch.setattr(f"trtbuild.steps.{module}.write_whole", lambda *_: left.append(names(out)))
+            patch.setattr(f"trtbuild.steps.folder_run.{module}.write_whole", lambda *_: left.append(names(out)))
         prepare(out, "a", "b", step_size=0.8)
     assert left
     assert all(there == {f"other{END}", RECORD, "plans.json", CLAIM} for there in left)
@@ -223,7 +223,7 @@ def test_outputs_of_changed_inputs_go_before_the_new_record_comes_and_after_ever
     assert names(out) == before
     left: list[set[str]] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trtbuild.steps.record.write_whole", lambda *_: left.append(names(out)))
+        patch.setattr("trtbuild.steps.folder_run.record.write_whole", lambda *_: left.append(names(out)))
         with running(out, "a", "b", images=images, continuing=True) as changed:
             assert changed == {"a"}
     assert left == [before - {f"a{END}", "a.npz"} | {CLAIM}]
@@ -405,9 +405,9 @@ def test_an_output_that_is_a_file_is_called_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "where",
     [
-        "trtbuild.steps.worker_main._reading",
-        "trtbuild.steps.predict.Predictor.predict_prepared",
-        "trtbuild.steps.writing.write_whole",
+        "trtbuild.steps.folder_run.worker_main._reading",
+        "trtbuild.steps.prediction.predictor.Predictor.predict_prepared",
+        "trtbuild.steps.folder_run.writing.write_whole",
         "trtbuild.volume.io.simpleitk_io.write_segmentation",
     ],
 )

@@ -20,7 +20,7 @@ from zoo import ALL_RECIPES, MODELS
 import trtbuild
 from trtbuild.config import PredictConfig
 from trtbuild.runtime import slabs
-from trtbuild.steps.cases import predict_cases
+from trtbuild.steps.folder_run.cases import predict_cases
 from trtbuild.stitch import gaussian, grid
 from trtbuild.volume import back
 from trtbuild.volume.resampling import axis as resample_axis

@@ -25,7 +25,7 @@ from trtbuild.errors import InputError, OutOfMemory
 from trtbuild.runtime import Member, Recipe, Settings, prediction_from_models
 from trtbuild.runtime.memory import CaseBytes, CaseShape, case_bytes
 from trtbuild.spec import KeepLargestComponent, Labels, ModelSpec, NoNormalization
-from trtbuild.steps.planning import ALONE, HALF, CasePlan, Planner
+from trtbuild.steps.folder_run.planning import ALONE, HALF, CasePlan, Planner
 from trtbuild.volume import Prepared, prepared_from_array
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from trtbuild import show
-from trtbuild.steps.ending import Outcome
+from trtbuild.steps.folder_run.ending import Outcome
 
 ODD = ["brain[left]", "[/red]", "[bold]x[/bold]", ":brain:", "a\\[b]"]
 

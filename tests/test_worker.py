@@ -31,10 +31,10 @@ from trtbuild import errors
 from trtbuild.errors import Cancelled, InputError, MissingExtra, TrtbuildError, WorkerDied
 from trtbuild.source.plans import spec_from_plans
 from trtbuild.spec import ModelSpec, NoNormalization
-from trtbuild.steps import child as child_module
-from trtbuild.steps import worker_main
-from trtbuild.steps.messages import Done, Failed, receive, send
-from trtbuild.steps.worker import Reading, Request, Worker, open_worker
+from trtbuild.steps.folder_run import child as child_module
+from trtbuild.steps.folder_run import worker_main
+from trtbuild.steps.folder_run.messages import Done, Failed, receive, send
+from trtbuild.steps.folder_run.worker import Reading, Request, Worker, open_worker
 from trtbuild.volume import Prepared, prepared_from_array
 from trtbuild.volume.image import Image, ItkGeometry
 from trtbuild.volume.io import reader_named
@@ -580,7 +580,7 @@ def test_a_worker_outlives_the_thread_that_opened_it() -> None:
 SCRIPT = """
 from pathlib import Path
 from specs import make_spec
-from trtbuild.steps.worker import Request, open_worker
+from trtbuild.steps.folder_run.worker import Request, open_worker
 
 def ask(name):
     return Request(case=name, files=(Path("/") / name,), specs=(make_spec(),))

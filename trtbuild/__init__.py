@@ -21,7 +21,7 @@ from trtbuild.errors import TrtbuildError
 
 if TYPE_CHECKING:
     from trtbuild.bundle import Bundle
-    from trtbuild.steps.predict import Predictor
+    from trtbuild.steps.prediction.predictor import Predictor
 
 __version__ = "0.1.0"
 __all__ = ["TrtbuildError", "__version__", "compile", "open"]
@@ -55,7 +55,7 @@ def compile(  # the verb of the command line; the builtin is never wanted here
         The written bundle, verified against PyTorch's logits.
     """
     from trtbuild.config import CompileConfig
-    from trtbuild.steps.compile import compile_bundle
+    from trtbuild.steps.compilation.compile import compile_bundle
 
     config = CompileConfig(
         model=_path(model),
@@ -94,7 +94,7 @@ def open(  # as in gzip.open: trtbuild.open(bundle)
         postprocessing: nnU-Net's postprocessing.json or .pkl in place of the bundle's own rules, False for none. None
             takes the rules of a single bundle, and none for an ensemble.
     """
-    from trtbuild.steps.predict import open_predictor, rules_from
+    from trtbuild.steps.prediction.predictor import open_predictor, rules_from
 
     paths = [bundle] if isinstance(bundle, (str, PathLike)) else bundle
     return open_predictor(

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from trtbuild.steps.ending import Outcome
-    from trtbuild.steps.flow import Events
-    from trtbuild.steps.planning import CasePlan
+    from trtbuild.steps.folder_run.ending import Outcome
+    from trtbuild.steps.folder_run.flow import Events
+    from trtbuild.steps.folder_run.planning import CasePlan
 
 STAGES = {
     "read": "reading",
@@ -74,7 +74,7 @@ def steps(*, quiet: bool) -> Iterator[Callable[[str], None]]:
 @contextlib.contextmanager
 def cases(*, quiet: bool) -> Iterator[Events]:
     """Progress of a folder run on stderr: bars on a terminal, a line per case elsewhere."""
-    from trtbuild.steps.flow import Events
+    from trtbuild.steps.folder_run.flow import Events
 
     if quiet:
         yield Events()
@@ -116,7 +116,7 @@ def _plan_line(plan: CasePlan) -> str:
 
 
 def _plain_events(screen: Console) -> Events:
-    from trtbuild.steps.flow import Events
+    from trtbuild.steps.folder_run.flow import Events
 
     def started(count: int, predictor: Any) -> None:
         for line in _started_lines(count, predictor):
@@ -133,7 +133,7 @@ def _plain_events(screen: Console) -> Events:
 def _bars(screen: Console) -> Iterator[Events]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from trtbuild.steps.flow import Events
+    from trtbuild.steps.folder_run.flow import Events
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=screen, transient=True) as bars:

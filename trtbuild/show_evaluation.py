@@ -12,8 +12,8 @@ from trtbuild.show import console
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from trtbuild.steps.evaluate import CaseOutcome, EvaluationReport
-    from trtbuild.steps.evaluate_inputs import Evaluation
+    from trtbuild.steps.evaluation.folders import CaseOutcome, EvaluationReport
+    from trtbuild.steps.evaluation.inputs import Evaluation
 
 Started = Callable[["Evaluation", int], None]
 CaseEnded = Callable[["CaseOutcome"], None]

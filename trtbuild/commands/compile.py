@@ -108,7 +108,7 @@ def compile_command(as_json: bool, no_tune: bool, **options: Any) -> None:
     and -c name a model below nnUNet_results. Every fold is exported to ONNX, cleaned, compared with PyTorch, built for
     the backend and compared again.
     """
-    from trtbuild.steps.compile import compile_bundle
+    from trtbuild.steps.compilation.compile import compile_bundle
     from trtbuild.steps.inspect import overview
 
     with show.steps(quiet=as_json) as report:
@@ -138,7 +138,7 @@ def export_command(
     MODEL is a trained-model folder or a zip of nnU-Net. Without it, -d and -c name a model below nnUNet_results.
     """
     from trtbuild.source import ModelName, SourceConfig
-    from trtbuild.steps.export import export_folder
+    from trtbuild.steps.compilation.export import export_folder
 
     name = ModelName(dataset=dataset, configuration=configuration, trainer=trainer, plans=plans)
     with show.steps(quiet=as_json) as report:
@@ -165,7 +165,7 @@ def export_command(
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 def clean_command(source: Path, output: Path, as_json: bool, **options: bool) -> None:
     """Clean an ONNX file: fold, drop, name, and show what changed."""
-    from trtbuild.steps.export import clean_file
+    from trtbuild.steps.compilation.export import clean_file
     from trtbuild.steps.inspect import clean_facts
 
     facts = clean_facts(clean_file(source, output, **options))

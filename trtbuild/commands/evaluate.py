@@ -49,7 +49,7 @@ def evaluate_command(as_json: bool, labels: tuple[int, ...], **options: Any) -> 
 
     Writes nnU-Net's summary.json: the same keys and values, with what nnU-Net does not measure under "trtbuild".
     """
-    from trtbuild.steps.evaluate import EvaluateConfig, evaluate_folders
+    from trtbuild.steps.evaluation.folders import EvaluateConfig, evaluate_folders
 
     config = EvaluateConfig(labels=labels or None, **options)
     with show_evaluation.comparing(quiet=as_json) as (started, case_ended):

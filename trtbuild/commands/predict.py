@@ -109,7 +109,7 @@ def predict_command(as_json: bool, disable_tta: bool, output_type: str, **option
       trtbuild predict 2d.trtb 3d.trtb -i imagesTs -o out            an ensemble
       trtbuild predict lung.trtb -i dicom_folder -o out -ot dicom_seg
     """
-    from trtbuild.steps.cases import predict_cases
+    from trtbuild.steps.folder_run.cases import predict_cases
 
     config = PredictConfig(mirroring=not disable_tta, dicom_seg=output_type == DICOM, **options)
     with show.cases(quiet=as_json) as events:

@@ -9,7 +9,7 @@ from trtbuild.bundle import Bundle, open_bundle, verify_bundle
 from trtbuild.spec import json_from_value
 
 if TYPE_CHECKING:
-    from trtbuild.steps.export import CleanedFile
+    from trtbuild.steps.compilation.export import CleanedFile
 
 
 def overview(bundle: Bundle) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from trtbuild.bundle import Bundle, Provenance, Stage, open_bundle
 from trtbuild.config import CompileConfig
 from trtbuild.errors import ModelError
 from trtbuild.spec import KeepLargestComponent, ModelSpec, NetworkRecord
-from trtbuild.steps.golden import GoldenCase
+from trtbuild.steps.compilation.golden import GoldenCase
 
 Report = Callable[[str], None]
 GoldenPair = tuple[NDArray[np.float32], NDArray[np.float32]]

@@ -18,8 +18,8 @@ from typing import Any
 
 from trtbuild.errors import Cancelled
 from trtbuild.spec import ModelSpec
-from trtbuild.steps.child import Child, death, worker_command
-from trtbuild.steps.messages import Done, Failed, Forget, Look, Message, Read, Reading, Request, Second, Warm
+from trtbuild.steps.folder_run.child import Child, death, worker_command
+from trtbuild.steps.folder_run.messages import Done, Failed, Forget, Look, Message, Read, Reading, Request, Second, Warm
 from trtbuild.volume.image import Header, Segmentation
 from trtbuild.volume.preparation.preprocess import Prepared
 

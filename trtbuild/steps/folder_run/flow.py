@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from trtbuild.errors import CaseNotWritable, InputError, NonFinite, OutOfMemory, TrtbuildError, WorkerDied
 from trtbuild.runtime import Prediction
-from trtbuild.steps.ending import Outcome, timed
-from trtbuild.steps.messages import Reading
-from trtbuild.steps.outputs import remove_files
-from trtbuild.steps.planned import Ahead, Events, Run, Source, ahead_of, is_kept, sized
-from trtbuild.steps.planning import CasePlan
-from trtbuild.steps.writing import Place, write_case
+from trtbuild.steps.folder_run.ending import Outcome, timed
+from trtbuild.steps.folder_run.messages import Reading
+from trtbuild.steps.folder_run.outputs import remove_files
+from trtbuild.steps.folder_run.planned import Ahead, Events, Run, Source, ahead_of, is_kept, sized
+from trtbuild.steps.folder_run.planning import CasePlan
+from trtbuild.steps.folder_run.writing import Place, write_case
 
 if TYPE_CHECKING:
     from trtbuild.volume import Prepared

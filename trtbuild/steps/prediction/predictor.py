@@ -19,8 +19,8 @@ from trtbuild.errors import InputError, ModelError, TrtbuildError
 from trtbuild.runtime import Prediction, Progress, Recipe, Settings, prediction_from_models
 from trtbuild.runtime.predictor import EMPTY, tell
 from trtbuild.spec import KeepLargestComponent, ModelSpec
-from trtbuild.steps.networks import check_postprocessing
-from trtbuild.steps.opening import Model, open_model
+from trtbuild.steps.compilation.networks import check_postprocessing
+from trtbuild.steps.prediction.opening import Model, open_model
 
 if TYPE_CHECKING:
     from trtbuild.runtime.runner import RunnerInfo

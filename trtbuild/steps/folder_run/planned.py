@@ -19,12 +19,12 @@ from trtbuild.errors import InputError
 from trtbuild.runtime import Progress
 from trtbuild.runtime.memory import CaseShape
 from trtbuild.spec import ModelSpec
-from trtbuild.steps.ending import Ending, Outcome
-from trtbuild.steps.messages import Reading, Request
-from trtbuild.steps.outputs import COPIES, Folder, Targets
-from trtbuild.steps.planning import CasePlan, Planner, Preparer
-from trtbuild.steps.predict import Predictor
-from trtbuild.steps.record import RECORD
+from trtbuild.steps.folder_run.ending import Ending, Outcome
+from trtbuild.steps.folder_run.messages import Reading, Request
+from trtbuild.steps.folder_run.outputs import COPIES, Folder, Targets
+from trtbuild.steps.folder_run.planning import CasePlan, Planner, Preparer
+from trtbuild.steps.folder_run.record import RECORD
+from trtbuild.steps.prediction.predictor import Predictor
 
 if TYPE_CHECKING:
     from trtbuild.volume import Prepared

@@ -16,7 +16,7 @@ from trtbuild.accuracy.surface import SurfaceAgreement, surface_agreement
 from trtbuild.errors import InputError, OutOfMemory, WorkerDied
 from trtbuild.machine import available_memory, usable_cpus
 from trtbuild.spec import Reader
-from trtbuild.steps.evaluate_inputs import Evaluation, Pair
+from trtbuild.steps.evaluation.inputs import Evaluation, Pair
 from trtbuild.volume.image import LabelImage
 from trtbuild.volume.io.place import differences
 

@@ -12,7 +12,7 @@ from trtbuild.bundle import SHARED_BY_STAGES, Provenance, Stage
 from trtbuild.config import CompileConfig
 from trtbuild.errors import ModelError
 from trtbuild.spec import ModelSpec, NetworkRecord
-from trtbuild.steps.networks import (
+from trtbuild.steps.compilation.networks import (
     INFERENCE_PRECISION,
     Networks,
     Report,

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 from trtbuild.atomic import locked, output_error, remove_strays, write_whole
 from trtbuild.errors import InputError, OutputError
 from trtbuild.spec import Reader
-from trtbuild.steps.claim import claimed
-from trtbuild.steps.inputs import marks_from_cases
-from trtbuild.steps.record import RECORD, Marks, require_vouched, vouched, write_record
+from trtbuild.steps.folder_run.claim import claimed
+from trtbuild.steps.folder_run.inputs import marks_from_cases
+from trtbuild.steps.folder_run.record import RECORD, Marks, require_vouched, vouched, write_record
 
 if TYPE_CHECKING:
     from trtbuild.volume.cases import Case

@@ -15,12 +15,12 @@ from typing import IO, cast
 import trtbuild
 from trtbuild.errors import TrtbuildError, WorkerDied
 from trtbuild.machine import available_memory
-from trtbuild.steps.messages import HELLO, LINE, Done, Failed, Message, Stage, receive, send
+from trtbuild.steps.folder_run.messages import HELLO, LINE, Done, Failed, Message, Stage, receive, send
 
 if sys.platform == "linux":
     import fcntl
 
-CODE = "import sys; sys.path[:] = sys.argv[1:]; from trtbuild.steps.worker_main import main; main()"
+CODE = "import sys; sys.path[:] = sys.argv[1:]; from trtbuild.steps.folder_run.worker_main import main; main()"
 """What the process runs: with the run's own search path, so that it finds what a user's script has made findable.
 Neither `-m`, which puts the working folder before the standard library, nor multiprocessing, whose spawn runs the
 user's script again and whose fork copies the state of threads."""

@@ -16,14 +16,14 @@ from trtbuild.config import PredictConfig
 from trtbuild.machine import keep_no_large_block
 from trtbuild.runtime import Settings
 from trtbuild.spec import json_from_value
-from trtbuild.steps.ending import Ending, Outcome
-from trtbuild.steps.flow import Events, Run, Source, run_cases
-from trtbuild.steps.inputs import files_beside_case
-from trtbuild.steps.local import LocalWorker
-from trtbuild.steps.outputs import COPIES, Folder, check_folder, check_inputs, prepared_folder
-from trtbuild.steps.planning import planner_of_run
-from trtbuild.steps.predict import Predictor, open_predictor, rules_from
-from trtbuild.steps.worker import open_worker
+from trtbuild.steps.folder_run.ending import Ending, Outcome
+from trtbuild.steps.folder_run.flow import Events, Run, Source, run_cases
+from trtbuild.steps.folder_run.inputs import files_beside_case
+from trtbuild.steps.folder_run.local import LocalWorker
+from trtbuild.steps.folder_run.outputs import COPIES, Folder, check_folder, check_inputs, prepared_folder
+from trtbuild.steps.folder_run.planning import planner_of_run
+from trtbuild.steps.folder_run.worker import open_worker
+from trtbuild.steps.prediction.predictor import Predictor, open_predictor, rules_from
 
 if TYPE_CHECKING:
     from trtbuild.volume.cases import Case

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtbuild.atomic import output_error, whole_file, write_whole
 from trtbuild.spec import ModelSpec
-from trtbuild.steps.outputs import Targets
+from trtbuild.steps.folder_run.outputs import Targets
 
 if TYPE_CHECKING:
     from trtbuild.runtime import Prediction

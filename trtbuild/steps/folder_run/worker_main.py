@@ -1,4 +1,4 @@
-"""The process that reads and prepares cases for a run; `trtbuild.steps.child` starts it.
+"""The process that reads and prepares cases for a run; `trtbuild.steps.folder_run.child` starts it.
 
 It answers one message after the other until its standard input ends. Nothing that a library does here reaches the
 run: prints go to stderr, a crash or the system's out-of-memory killer ends this process only.
@@ -24,7 +24,7 @@ import numpy as np
 from trtbuild.errors import InputError, TrtbuildError
 from trtbuild.machine import keep_no_large_block
 from trtbuild.spec import ModelSpec
-from trtbuild.steps.messages import (
+from trtbuild.steps.folder_run.messages import (
     HELLO,
     Done,
     Failed,

@@ -12,7 +12,7 @@ from trtbuild.accuracy.summary import LabelOrRegion
 from trtbuild.errors import InputError, OutputError
 from trtbuild.source.fields import Field, field_from_json, listed
 from trtbuild.spec import Reader
-from trtbuild.steps.evaluate_labels import labels_from_dataset_json, names_in_summary
+from trtbuild.steps.evaluation.labels import labels_from_dataset_json, names_in_summary
 
 READERS: Mapping[Reader, tuple[str, ...]] = {
     "NaturalImage2DIO": (".png", ".bmp", ".tif"),

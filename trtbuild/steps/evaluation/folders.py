@@ -12,8 +12,8 @@ import trtbuild
 from trtbuild.accuracy.summary import per_case, summary_from_cases, surface_summary
 from trtbuild.accuracy.surface import require_surface_library
 from trtbuild.atomic import output_error, write_whole
-from trtbuild.steps.evaluate_cases import CaseOutcome, Job, measured_cases, processes_for
-from trtbuild.steps.evaluate_inputs import EvaluateConfig, Evaluation, evaluation_from_config
+from trtbuild.steps.evaluation.cases import CaseOutcome, Job, measured_cases, processes_for
+from trtbuild.steps.evaluation.inputs import EvaluateConfig, Evaluation, evaluation_from_config
 
 __all__ = ["CaseOutcome", "EvaluateConfig", "EvaluationReport", "evaluate_folders"]
 

@@ -19,9 +19,15 @@ from trtbuild.bundle.writer import check_target
 from trtbuild.config import CompileConfig
 from trtbuild.errors import EngineError
 from trtbuild.spec import BuildRecord
-from trtbuild.steps.exported import networks_from_model
-from trtbuild.steps.golden import GoldenCase, golden_case
-from trtbuild.steps.networks import INFERENCE_PRECISION, GoldenPair, Networks, materialised, networks_from_bundle
+from trtbuild.steps.compilation.exported import networks_from_model
+from trtbuild.steps.compilation.golden import GoldenCase, golden_case
+from trtbuild.steps.compilation.networks import (
+    INFERENCE_PRECISION,
+    GoldenPair,
+    Networks,
+    materialised,
+    networks_from_bundle,
+)
 
 Report = Callable[[str], None]
 

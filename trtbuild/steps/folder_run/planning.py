@@ -17,7 +17,7 @@ from trtbuild.machine import available_memory, memory_in_use
 from trtbuild.runtime import Settings
 from trtbuild.runtime.memory import CaseBytes, CaseShape, case_bytes, window_bytes
 from trtbuild.runtime.slabs import Accumulator
-from trtbuild.steps.predict import Predictor
+from trtbuild.steps.prediction.predictor import Predictor
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

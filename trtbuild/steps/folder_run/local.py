@@ -6,8 +6,8 @@ from concurrent.futures import Future
 from typing import Any
 
 from trtbuild.spec import ModelSpec
-from trtbuild.steps.messages import Forget, Look, Message, Read, Reading, Request, Second
-from trtbuild.steps.worker_main import answer
+from trtbuild.steps.folder_run.messages import Forget, Look, Message, Read, Reading, Request, Second
+from trtbuild.steps.folder_run.worker_main import answer
 from trtbuild.volume import Prepared
 from trtbuild.volume.image import Header, Image, Segmentation
 
