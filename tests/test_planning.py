@@ -25,7 +25,7 @@ from trtbuild.errors import InputError, OutOfMemory
 from trtbuild.runtime import Member, Recipe, Settings, prediction_from_models
 from trtbuild.runtime.memory import CaseBytes, CaseShape, case_bytes
 from trtbuild.spec import KeepLargestComponent, Labels, ModelSpec, NoNormalization
-from trtbuild.steps.folder_run.planning import ALONE, HALF, CasePlan, Planner
+from trtbuild.steps.folder_run.planning import ALONE, HALF, MARGIN, CasePlan, Planner
 from trtbuild.volume import Prepared, prepared_from_array
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
@@ -247,14 +247,14 @@ def test_every_rung_is_taken_and_the_run_stays_below_its_limit(work: Path) -> No
     alone = predict(work, work / "single")[1]["outcomes"][0]["predicted"]
     assert alone < together - 20 * MB, "the rungs would be too close to tell them apart"
 
-    limit = (alone + together) // 2
+    limit = int((alone + together) / 2 * (1 + MARGIN))
     code, tight, measured, _ = predict(work, work / "images", "--max-memory", str(limit))
     assert code == 0
     assert measured < limit
     assert [ALONE] in [outcome["adapted"] for outcome in tight["outcomes"]]
     assert all(HALF not in outcome["adapted"] for outcome in tight["outcomes"])
 
-    limit = alone - 40 * MB
+    limit = int((alone - 40 * MB) * (1 + MARGIN))
     code, tighter, measured, _ = predict(work, work / "images", "--max-memory", str(limit))
     assert code == 0
     assert measured < limit
