@@ -167,7 +167,7 @@ def test_the_memory_of_an_engine_is_measured(model: Path, dimensions: int) -> No
     memory = engine(model, dimensions, "openvino").memory
     assert memory.measured
     assert memory.host is not None
-    assert 0 < memory.host < 500 * 2**20
+    assert 0 <= memory.host < 500 * 2**20  # this network is so small that the kernel's lots of 64 pages may hide it
 
 
 def test_heads_are_those_of_the_network(model: Path, dimensions: int) -> None:

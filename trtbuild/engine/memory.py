@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from pathlib import Path
+
+from trtbuild.machine import give_back_memory
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -15,7 +16,7 @@ def peak_bytes(work: Callable[[], None]) -> int | None:
     Linux only: the high-water mark is reset by writing 5 to /proc/self/clear_refs (man 5 proc). Memory that the
     process had freed but kept is given back first, since reusing it would not show.
     """
-    _trim()
+    give_back_memory()
     try:
         CLEAR.write_text("5")
         before = _status_bytes("VmRSS")
@@ -31,10 +32,3 @@ def _status_bytes(key: str) -> int:
         if line.startswith(key + ":"):
             return int(line.split()[1]) * 1024
     raise OSError(f"{STATUS} has no {key}")
-
-
-def _trim() -> None:
-    """glibc's malloc_trim, where there is one."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if STATUS.exists() else None
-    if trim is not None:
-        trim(0)

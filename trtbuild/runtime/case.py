@@ -22,7 +22,7 @@ from trtbuild.runtime.predictor import (
 )
 from trtbuild.spec import KeepLargestComponent
 from trtbuild.volume import Prepared
-from trtbuild.volume.back import Segmentation
+from trtbuild.volume.back import Segmentation, way_back
 
 Stages = tuple[Member, ...]
 Prepare = Callable[[int, int, NDArray[Any] | None], Prepared]
@@ -101,7 +101,8 @@ def _averaged(
             prepared = _last_stage(stages, number, prepare, settings, progress, clock)
             logits = case_logits(prepared, stages[-1], settings, progress)
             clock.lap("network")
-            yield MemberLogits(logits=logits, spec=stages[-1].spec, grid=prepared.grid)
+            spec = stages[-1].spec
+            yield MemberLogits(logits=logits, spec=spec, way=way_back(prepared.grid, spec))
 
     members = tuple(logits())
     tell(progress, "back", 0, 1)
@@ -150,7 +151,7 @@ def _prediction(consensus: Consensus, first: MemberLogits, clock: Clock) -> Pred
         segmentation=consensus.segmentation,
         probabilities=consensus.probabilities,
         disagreement=consensus.disagreement,
-        grid=first.grid,
+        grid=first.way.grid,
         seconds=clock.seconds,
     )
 

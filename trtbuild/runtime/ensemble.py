@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from trtbuild.runtime.slabs import Logits
 from trtbuild.spec import Labels, ModelSpec
-from trtbuild.volume import CaseGrid
-from trtbuild.volume.back import label_type
+from trtbuild.volume.back import WayBack, label_type, probability_block
 
 BLOCK_BYTES = 64 << 20  # of one block of mean probabilities: large enough that its overhead does not show
 
@@ -27,12 +26,12 @@ class MemberLogits:
 
     logits: Logits
     spec: ModelSpec
-    grid: CaseGrid
+    way: WayBack
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The image (Z, Y, X) in its own axis order."""
-        return tuple(self.grid.shape[axis] for axis in self.spec.transpose_backward)
+        return tuple(self.way.grid.shape[axis] for axis in self.spec.transpose_backward)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -151,10 +150,7 @@ def _mean_probabilities(
 
 def _block_probabilities(member: MemberLogits, block: tuple[slice, slice, slice], threads: int) -> NDArray[np.float32]:
     """Probabilities (heads, z, y, x) of a block of the image; outside the crop all background."""
-    from trtbuild.volume.back import way_back
-    from trtbuild.volume.back.probabilities import probability_block
-
-    spec, grid = member.spec, member.grid
+    spec, grid = member.spec, member.way.grid
     turned = [block[axis] for axis in spec.transpose_forward]
     result = np.zeros((spec.labels.heads, *(s.stop - s.start for s in turned)), dtype=np.float32)
     if spec.labels.decision == "argmax":
@@ -163,6 +159,5 @@ def _block_probabilities(member: MemberLogits, block: tuple[slice, slice, slice]
     if all(s.start < s.stop for s in common):
         inside = tuple(slice(c.start - s.start, c.stop - s.start) for c, s in zip(common, turned, strict=True))
         z, y, x = (slice(c.start - b.start, c.stop - b.start) for c, b in zip(common, grid.box, strict=True))
-        way = way_back(grid, spec)
-        result[(slice(None), *inside)] = probability_block(member.logits, way, (z, y, x), threads=threads)
+        result[(slice(None), *inside)] = probability_block(member.logits, member.way, (z, y, x), threads=threads)
     return np.ascontiguousarray(result.transpose(0, *(axis + 1 for axis in spec.transpose_backward)))

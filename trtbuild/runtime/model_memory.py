@@ -17,10 +17,16 @@ from trtbuild.runtime.slabs import accumulator_depth, rows_of_plan
 from trtbuild.runtime.tiles import TilePlan, patch3, tile_plan
 from trtbuild.spec import ModelSpec
 from trtbuild.volume import CaseGrid
-from trtbuild.volume.back import WayBack, first_needed, ready_slices, way_back, way_back_bytes
-from trtbuild.volume.back.probabilities import probabilities_bytes
-from trtbuild.volume.back.way import label_type
-from trtbuild.volume.resampling import new_shape
+from trtbuild.volume.back import (
+    WayBack,
+    first_needed,
+    label_type,
+    probabilities_bytes,
+    ready_slices,
+    way_back,
+    way_back_bytes,
+)
+from trtbuild.volume.preparation import uncropped_grid
 
 FLOAT, HALF = 4, 2
 
@@ -41,18 +47,8 @@ class CaseShape:
         return math.prod(self.shape)
 
 
-def uncropped_grid(case: CaseShape, spec: ModelSpec) -> CaseGrid:
-    """The way back of an image without a rim of zeros.
-
-    Raises:
-        InputError: the resampled grid is empty or too large (`new_shape`).
-    """
-    shape = tuple(case.shape[axis] for axis in spec.transpose_forward)
-    spacing = tuple(case.spacing[axis] for axis in spec.transpose_forward)
-    target = spec.spacing if spec.dimensions == 3 else (spacing[0], *spec.spacing)
-    resampled = shape if spec.resample_data.method == "none" else new_shape(shape, spacing, target)
-    box = (slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2]))
-    return CaseGrid(shape=shape, box=box, spacing=spacing, target=target, resampled=resampled)
+def _grid(case: CaseShape, spec: ModelSpec) -> CaseGrid:
+    return uncropped_grid(case.shape, case.spacing, spec)
 
 
 def window_bytes(member: Member, fold: int) -> int:
@@ -69,7 +65,7 @@ def label_bytes(case: CaseShape, spec: ModelSpec) -> int:
 
 def prepared_bytes(case: CaseShape, spec: ModelSpec) -> int:
     """Of a case as the network's windows are cut from it."""
-    return FLOAT * spec.network_channels * math.prod(uncropped_grid(case, spec).resampled)
+    return FLOAT * spec.network_channels * math.prod(_grid(case, spec).resampled)
 
 
 def stages_bytes(case: CaseShape, stages: Stages, settings: Settings, *, keep_logits: bool) -> int:
@@ -94,12 +90,12 @@ def stages_bytes(case: CaseShape, stages: Stages, settings: Settings, *, keep_lo
 
 
 def _way(case: CaseShape, member: Member) -> WayBack:
-    return way_back(uncropped_grid(case, member.spec), member.spec)
+    return way_back(_grid(case, member.spec), member.spec)
 
 
 def logit_bytes(case: CaseShape, spec: ModelSpec, settings: Settings) -> int:
     """Of the logits of the whole case on the network's grid."""
-    return _item(settings) * spec.labels.heads * math.prod(uncropped_grid(case, spec).resampled)
+    return _item(settings) * spec.labels.heads * math.prod(_grid(case, spec).resampled)
 
 
 def _item(settings: Settings) -> int:
@@ -107,14 +103,14 @@ def _item(settings: Settings) -> int:
 
 
 def _plan(case: CaseShape, member: Member, settings: Settings) -> TilePlan:
-    return tile_plan(uncropped_grid(case, member.spec).resampled, member.spec, (), settings.step_size)
+    return tile_plan(_grid(case, member.spec).resampled, member.spec, (), settings.step_size)
 
 
 def _loop_bytes(case: CaseShape, member: Member, settings: Settings, *, whole: bool) -> int:
     """The tile loop: the case and its padded copy, the accumulator, the windows under way, the logits of a constant
     window per fold."""
     spec, plan = member.spec, _plan(case, member, settings)
-    resampled = uncropped_grid(case, spec).resampled
+    resampled = _grid(case, spec).resampled
     window = FLOAT * spec.labels.heads * math.prod(spec.patch)
     padded = plan.grid.shape != resampled
     voxels = math.prod(plan.grid.shape)
@@ -138,13 +134,13 @@ def _depth(case: CaseShape, member: Member, plan: TilePlan) -> int:
 
 def _back_bytes(case: CaseShape, member: Member, settings: Settings) -> int:
     """The segmentation and the scratch of the loops, besides the logits."""
-    return way_back_bytes(uncropped_grid(case, member.spec), member.spec, settings.threads)
+    return way_back_bytes(_grid(case, member.spec), member.spec, settings.threads)
 
 
 def _whole_back_bytes(case: CaseShape, member: Member, settings: Settings) -> int:
     """The way back from the logits of the whole case, with the probabilities where they are asked for."""
     spec = member.spec
-    grid = uncropped_grid(case, spec)
+    grid = _grid(case, spec)
     stack = probabilities_bytes(grid, spec, settings.threads) if settings.probabilities else 0
     kept = prepared_bytes(case, spec) + logit_bytes(case, spec, settings)
     return kept + label_bytes(case, spec) + max(_back_bytes(case, member, settings) - label_bytes(case, spec), stack)

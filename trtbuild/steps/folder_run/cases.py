@@ -137,7 +137,7 @@ def _summary(predictor: Predictor, outcomes: tuple[Outcome, ...]) -> Summary:
         **info.details,
     }
     return Summary(
-        bundle="+".join(model.bundle.identity for model in predictor.models),
+        bundle=predictor.identity,
         engine=engine,
         refused=tuple(reason for model in predictor.models for reason in model.refused),
         outcomes=outcomes,

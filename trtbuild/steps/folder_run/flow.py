@@ -166,7 +166,7 @@ def _place(case: Case, image: Image, run: Run) -> Place:
         geometry=image.geometry,
         properties=reader_named(run.predictor.spec.reader).nnunet_properties(image),
         series=case.files[0] if run.config.dicom_seg else None,
-        bundle="+".join(model.bundle.identity for model in run.predictor.models),
+        bundle=run.predictor.identity,
     )
 
 

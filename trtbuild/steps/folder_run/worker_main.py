@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from trtbuild.errors import InputError, TrtbuildError
-from trtbuild.machine import keep_no_large_block
+from trtbuild.machine import give_back_memory, keep_no_large_block
 from trtbuild.spec import ModelSpec
 from trtbuild.steps.folder_run.messages import (
     HELLO,
@@ -61,7 +61,7 @@ def main() -> None:
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             _serve(receive(messages), kept, replies)
-            _give_back()
+            give_back_memory()
 
 
 def _own_pipes() -> tuple[io.FileIO, io.FileIO]:
@@ -83,13 +83,6 @@ def _depend_on_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
         with contextlib.suppress(OSError):  # no /proc
             Path("/proc/self/oom_score_adj").write_text(FIRST_VICTIM)
-
-
-def _give_back() -> None:
-    """Freed memory that the C library keeps goes to the system (glibc's malloc_trim)."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
 
 
 def _serve(message: object, kept: dict[str, Image], replies: io.FileIO) -> None:

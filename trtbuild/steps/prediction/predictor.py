@@ -44,6 +44,11 @@ class Predictor:
         """The model whose labels, reader and file ending hold for the output."""
         return self.models[0].stages[-1].spec
 
+    @property
+    def identity(self) -> str:
+        """Of the bundles, in their order."""
+        return "+".join(model.bundle.identity for model in self.models)
+
     def predict(
         self,
         files: Files,

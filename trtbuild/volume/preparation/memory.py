@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from trtbuild.spec import ModelSpec, Resampling
 from trtbuild.volume.preparation.normalize import needs_mask
+from trtbuild.volume.preparation.preprocess import uncropped_grid
 from trtbuild.volume.resampling.axis import matrix_bytes, slab_bytes
-from trtbuild.volume.resampling.image import coarse_axis, new_shape
+from trtbuild.volume.resampling.image import coarse_axis
 
 FLOAT, SCORE = 4, 8  # bytes of a voxel in float32, and of a label's score in float64
 SPLINE_PAD = 24  # scipy pads 12 voxels on either side before it filters a spline of order 2 or more
@@ -29,10 +30,8 @@ def preparation_bytes(shape: Sequence[int], spacing: Sequence[float], spec: Mode
     Raises:
         InputError: the resampled grid is empty or too large (`new_shape`).
     """
-    old = tuple(shape[axis] for axis in spec.transpose_forward)
-    millimetres = tuple(float(spacing[axis]) for axis in spec.transpose_forward)
-    target = spec.spacing if spec.dimensions == 3 else (millimetres[0], *spec.spacing)
-    new = old if spec.resample_data.method == "none" else new_shape(old, millimetres, target)
+    grid = uncropped_grid(shape, spacing, spec)
+    old, new, millimetres, target = grid.shape, grid.resampled, grid.spacing, grid.target
     voxels, result = math.prod(old), FLOAT * spec.network_channels * math.prod(new)
 
     masked = needs_mask(spec.normalization)

@@ -47,6 +47,31 @@ class Prepared:
     grid: CaseGrid
 
 
+def grid_of_case(shape: Shape, box: Box, spacing: tuple[float, ...], spec: ModelSpec) -> CaseGrid:
+    """The way back of an image of `shape` with `spacing` (mm), both in transposed axis order, and its crop.
+
+    Raises:
+        InputError: the resampled grid is empty or too large (`new_shape`).
+    """
+    # a 2-D configuration keeps the spacing between slices
+    target = spec.spacing if spec.dimensions == 3 else (spacing[0], *spec.spacing)
+    resampled = tuple(s.stop - s.start for s in box)
+    if spec.resample_data.method != "none":
+        resampled = new_shape(resampled, spacing, target)
+    return CaseGrid(shape=shape, box=box, spacing=spacing, target=target, resampled=resampled)
+
+
+def uncropped_grid(shape: Sequence[int], spacing: Sequence[float], spec: ModelSpec) -> CaseGrid:
+    """The way back of an image (Z, Y, X) without a rim of zeros, from its shape and spacing in its own axis order.
+
+    Raises:
+        InputError: see `grid_of_case`.
+    """
+    z, y, x = (shape[axis] for axis in spec.transpose_forward)
+    turned = tuple(float(spacing[axis]) for axis in spec.transpose_forward)
+    return grid_of_case((z, y, x), (slice(0, z), slice(0, y), slice(0, x)), turned, spec)
+
+
 def prepared_from_array(
     data: ArrayLike, spacing: Sequence[float], spec: ModelSpec, previous: NDArray[Any] | None = None
 ) -> Prepared:
@@ -74,15 +99,10 @@ def prepared_from_array(
     box = nonzero_box(turned)
     cropped = turned[(slice(None), *box)]
 
-    # a 2-D configuration keeps the spacing between slices
-    target = spec.spacing if spec.dimensions == 3 else (turned_spacing[0], *spec.spacing)
-    shape = cropped.shape[1:]
-    if spec.resample_data.method != "none":
-        shape = new_shape(shape, turned_spacing, target)
-    grid = CaseGrid(shape=turned.shape[1:], box=box, spacing=turned_spacing, target=target, resampled=shape)
+    grid = grid_of_case(turned.shape[1:], box, turned_spacing, spec)
 
     mask = filled_nonzero_mask(cropped) if labels is not None or needs_mask(spec.normalization) else None
-    result = np.empty((spec.network_channels, *shape), dtype=np.float32)
+    result = np.empty((spec.network_channels, *grid.resampled), dtype=np.float32)
     if labels is not None and mask is not None:
         marked = _marked(labels.transpose(forward)[box], mask)
         mask = marked >= 0 if needs_mask(spec.normalization) else None
@@ -90,7 +110,7 @@ def prepared_from_array(
         del marked
     for index, (scheme, name) in enumerate(zip(spec.normalization, spec.channels, strict=True)):
         channel = normalized_channel(cropped[index], scheme, mask, f"channel {name}")
-        resample_into(result[index : index + 1], channel[None], turned_spacing, target, spec.resample_data)
+        resample_into(result[index : index + 1], channel[None], grid.spacing, grid.target, spec.resample_data)
         del channel  # before the next one is made
     return Prepared(data=result, grid=grid)
 
