@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 from trtbuild.errors import ModelError, TrtbuildError
+from trtbuild.spec import Precision
 
-CpuPrecision = Literal["fp32", "bf16"]
+Rest = Literal["fp32", "bf16"]
+Method = Literal["auto", "entropy", "percentile", "minmax"]
 Vote = Literal["soft", "hard"]
 
 
@@ -65,6 +68,72 @@ def check_ensemble(weights: tuple[float, ...] | None, vote: str, members: int) -
 
 
 @dataclass(frozen=True, kw_only=True)
+class CalibrationConfig:
+    """Training patches, and how many of them a calibration looks at.
+
+    Either `data`, nnUNet_preprocessed/DatasetX or the folder of one configuration in it, or `images` (raw, in the
+    model's format), with their `labels` where there are any. `previous` holds, for the second stage of a cascade, the
+    first one's predictions: nnU-Net's predicted_next_stage/CONFIGURATION for `data`, segmentations for `images`.
+    `scales` is a folder in which the calibration is kept; an interrupted one is resumed from there, a finished one
+    is used again.
+    """
+
+    data: Path | None = None
+    images: Path | None = None
+    labels: Path | None = None
+    previous: Path | None = None
+    patches: int = 32
+    seed: int = 0
+    scales: Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.data is None) == (self.images is None):
+            raise TrtbuildError(
+                "A calibration takes its patches from one place.",
+                expected="--calibration FOLDER, or --calibration-images FOLDER",
+                got="both" if self.data is not None else "neither",
+            )
+        if self.labels is not None and self.images is None:
+            raise TrtbuildError(
+                "Labels belong to raw images; preprocessed cases bring theirs along.",
+                expected="--calibration-images",
+                got="--calibration-labels without it",
+            )
+        for name, least in (("patches", 1), ("seed", 0)):
+            _check_whole(getattr(self, name), least, f"--calibration-{name}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateConfig:
+    """What decides whether an engine in lower precision is good enough, on cases that the calibration did not see.
+
+    `mean_loss` and `class_loss` are the largest losses of Dice against the labels, on average and of any class;
+    `agreement` is the least Dice against FP32's output, which judges where there are no labels. `roll_back` lets the
+    layers that hurt go back to higher precision where the gate fails.
+    """
+
+    patches: int = 16
+    mean_loss: float = 0.005
+    class_loss: float = 0.02
+    agreement: float = 0.985
+    roll_back: bool = True
+
+    def __post_init__(self) -> None:
+        _check_whole(self.patches, 1, "--gate-patches")
+        for name in ("mean_loss", "class_loss", "agreement"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+                raise TrtbuildError(
+                    "A limit of the gate is out of range.", expected="0 <= limit <= 1", got=value, where=name
+                )
+
+
+def _check_whole(value: object, least: int, where: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise TrtbuildError("A number is out of range.", expected=f"a whole number >= {least}", got=value, where=where)
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompileConfig:
     """From a trained model, or a bundle whose networks are taken over, to a bundle.
 
@@ -75,6 +144,10 @@ class CompileConfig:
     trainer. `postprocessing` is a file of nnU-Net's (postprocessing.json or .pkl).
     `folds` None means nnU-Net's default: all numbered folds. `backends` are built in this order; "auto" takes the
     first CPU backend that is installed. `threads` None means what this process may use.
+    `precision` "int8" and "fp16" need a `calibration`. In INT8 `rest` is what everything but the quantised layers
+    computes in, `method` how thresholds are chosen ("auto": the gate decides), and `keep` holds regular expressions:
+    layers whose name one of them finds are not quantised, and nor are the first and the last ones unless
+    `quantize_ends`. `gate` None compiles ungated; a gate needs the `calibration`'s cases.
     """
 
     model: Path | None = None
@@ -89,7 +162,13 @@ class CompileConfig:
     network: str | None = None
     postprocessing: Path | None = None
     backends: tuple[str, ...] = ("auto",)
-    precision: CpuPrecision = "fp32"
+    precision: Precision = "fp32"
+    rest: Rest = "fp32"
+    method: Method = "auto"
+    keep: tuple[str, ...] = ()
+    quantize_ends: bool = False
+    calibration: CalibrationConfig | None = None
+    gate: GateConfig | None = GateConfig()
     threads: int | None = None
     tune: bool = True
     overwrite: bool = False
@@ -105,9 +184,43 @@ class CompileConfig:
                 expected='a tuple of distinct names, such as ("openvino",)',
                 got=repr(self.backends),
             )
-        if self.precision not in get_args(CpuPrecision):
+        for name, known in (("precision", Precision), ("rest", Rest), ("method", Method)):
+            if getattr(self, name) not in get_args(known):
+                expected = " or ".join(get_args(known))
+                raise TrtbuildError(f"There is no such {name}.", expected=expected, got=getattr(self, name))
+        self._check_precision()
+
+    def _check_precision(self) -> None:
+        """What belongs to INT8 is for INT8, and what needs ranges gets a calibration."""
+        if self.precision in ("int8", "fp16") and self.calibration is None:
             raise TrtbuildError(
-                "There is no such precision.", expected=" or ".join(get_args(CpuPrecision)), got=self.precision
+                f"{self.precision.upper()} needs patches to measure the network's ranges on.",
+                expected="--calibration nnUNet_preprocessed/DatasetX, or --calibration-images FOLDER",
+                hint="without any, compile with --precision bf16 or fp32",
+            )
+        given = {
+            "--rest": self.rest != "fp32",
+            "--method": self.method != "auto",
+            "--keep": bool(self.keep),
+            "--quantize-ends": self.quantize_ends,
+        }
+        for option, is_given in given.items():
+            if is_given and self.precision != "int8":
+                raise TrtbuildError(f"{option} is for INT8.", expected="--precision int8", got=self.precision)
+        if self.precision == "fp32" and self.calibration is not None:
+            raise TrtbuildError(
+                "FP32 needs no calibration.", expected="--precision int8, fp16 or bf16", got="--precision fp32"
+            )
+        for pattern in self.keep:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise TrtbuildError("--keep is no regular expression.", got=f"{pattern}: {error}") from error
+        if self.precision == "int8" and self.method == "auto" and self.gate is None:
+            raise TrtbuildError(
+                "Without a gate nothing decides between the calibration methods.",
+                expected="--method entropy, percentile or minmax with --no-gate",
+                got="--method auto",
             )
 
 

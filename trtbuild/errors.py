@@ -15,6 +15,7 @@ TrtbuildError
 ├── InputError            an image, a case or a case list is wrong
 ├── OutputError           a result cannot be written
 │   └── CaseNotWritable   it cannot because of what it is, not because of where it goes: others may be
+├── GateFailed            an engine in lower precision is not as good as FP32 (exit code 3)
 ├── WorkerDied            a process that prepares cases ended by itself
 ├── SomeCasesFailed       a folder was done, some cases were not (exit code 4)
 └── Cancelled             the caller's progress callback asked to stop (exit code 130)
@@ -140,6 +141,12 @@ class OutputError(TrtbuildError):
 
 class CaseNotWritable(OutputError):
     """A result cannot be written because of what it is: its format cannot hold it, or a library refuses it."""
+
+
+class GateFailed(TrtbuildError):
+    """An engine in lower precision loses more than the gate allows; the bundle holds the FP32 engine instead."""
+
+    exit_code: ClassVar[int] = 3
 
 
 class WorkerDied(TrtbuildError):

@@ -5,7 +5,7 @@ Takes: an ONNX file and its NetworkRecord. Gives: a BuildRecord (and, for a GPU,
 May touch: the engine file it writes. It knows neither torch nor windows; it runs an engine only through a Runner.
 """
 
-from trtbuild.engine.build import engine_from_onnx
+from trtbuild.engine.build import engine_from_onnx, plain_record
 from trtbuild.engine.tune import Trial, Tuning, fastest
 
-__all__ = ["Trial", "Tuning", "engine_from_onnx", "fastest"]
+__all__ = ["Trial", "Tuning", "engine_from_onnx", "fastest", "plain_record"]

@@ -92,6 +92,16 @@ def engine_from_onnx(
     )
 
 
+def plain_record(network: NetworkRecord, *, backend: str, inference_precision: str, threads: int | None) -> BuildRecord:
+    """A record with the simplest settings, patch by patch in one stream, nothing measured: for runs at compile time.
+
+    Raises:
+        EngineError: no such backend, or it does not compute in this precision.
+    """
+    options = _backend(backend, inference_precision).candidates(_threads(threads))[0]
+    return _draft(network, backend, inference_precision, options)
+
+
 def _backend(name: str, inference_precision: str) -> _Backend:
     if name not in BACKENDS:
         close = get_close_matches(name, BACKENDS, n=1)

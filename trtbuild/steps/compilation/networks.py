@@ -19,7 +19,8 @@ from trtbuild.steps.compilation.golden import GoldenCase
 
 Report = Callable[[str], None]
 GoldenPair = tuple[NDArray[np.float32], NDArray[np.float32]]
-INFERENCE_PRECISION = {"fp32": "f32", "bf16": "bf16"}
+INFERENCE_PRECISION = {"fp32": "f32", "bf16": "bf16", "fp16": "f32", "int8": "f32"}
+"""What a CPU backend computes in: FP16 graphs and what INT8 leaves over in float32, BF16 from the FP32 graph."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +39,14 @@ def networks_from_bundle(path: Path, config: CompileConfig, report: Report) -> N
     """Takes over the networks of a bundle: new engines need neither the checkpoint nor torch."""
     _refuse_for_bundle(path, config)
     bundle = open_bundle(path)
-    stages = tuple(_with_folds(stage, config.folds, path) for stage in bundle.manifest.stages)
+    stages = tuple(_with_folds(_roots(stage), config.folds, path) for stage in bundle.manifest.stages)
     networks = [network for stage in stages for network in stage.networks]
+    ids = {network.id for network in networks}
     report(f"taking over {len(networks)} networks from {path}")
     goldens, case = {}, None
     for golden in bundle.manifest.goldens:
         pair = tuple(np.load(bundle.file(name), allow_pickle=False) for name in (golden.input, golden.output))
-        if golden.network is not None:
+        if golden.network in ids:
             goldens[golden.network] = pair
         elif golden.spacing is not None and config.folds is None and config.postprocessing is None:
             case = GoldenCase(image=pair[0], spacing=golden.spacing, labels=pair[1])
@@ -73,6 +75,18 @@ def materialised(networks: Networks, scratch: Path) -> Mapping[str, Path]:
             models[network.id] = scratch / Path(network.file).name
             write_whole(models[network.id], content)
     return models
+
+
+def in_fp32(networks: Networks) -> Networks:
+    """The same networks in the form of FP32 engines."""
+    from trtbuild.graph import clean, load_onnx, model_from_bytes
+
+    files = dict(networks.files)
+    for network in (network for stage in networks.stages for network in stage.networks):
+        content = files[network.file]
+        model = load_onnx(content) if isinstance(content, Path) else model_from_bytes(content)
+        files[network.file] = clean(model, **form("f32")).model.SerializeToString()
+    return replace(networks, files=files)
 
 
 def form(inference_precision: str) -> dict[str, bool]:
@@ -132,6 +146,11 @@ def _refuse_for_bundle(path: Path, config: CompileConfig) -> None:
             )
 
 
+def _roots(stage: Stage) -> Stage:
+    """The stage with the networks that were exported; those in a lower precision are made anew."""
+    return replace(stage, networks=tuple(network for network in stage.networks if network.parent is None))
+
+
 def _with_folds(stage: Stage, folds: tuple[str, ...] | None, where: Path) -> Stage:
     if folds is None:
         return stage
@@ -149,7 +168,7 @@ def _with_folds(stage: Stage, folds: tuple[str, ...] | None, where: Path) -> Sta
 def _reformed(bundle: Bundle, network: NetworkRecord, config: CompileConfig, report: Report) -> bytes | Path:
     """The network's file as it is, or written anew where the new engines want another form than the bundle's."""
     path = bundle.file(network.file)
-    now = {record.inference_precision for record in bundle.manifest.engines}
+    now = {record.inference_precision for record in bundle.manifest.engines if record.network == network.id}
     wanted = INFERENCE_PRECISION[config.precision]
     if now == {wanted}:
         return path

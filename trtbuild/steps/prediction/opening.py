@@ -17,6 +17,9 @@ from trtbuild.spec import BuildRecord, NetworkRecord
 if TYPE_CHECKING:
     from trtbuild.runtime.runner import Runner
 
+Engine = tuple[NetworkRecord, BuildRecord]
+"""A network of the bundle, and how it was built."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
@@ -69,15 +72,15 @@ def open_model(
             where=path,
             hint=f"trtbuild compile {path} --backend {backend} -o OTHER.trtb",
         )
-    chosen = [_chosen_folds(stage, folds, path) for stage in stages]
+    chosen = [_checked_folds(stage, folds, path) for stage in stages]
     refused: list[tuple[str, str]] = []
     for name in names if backend == "auto" else [backend]:
         try:
             with ExitStack() as attempt, loops_loading(stages[-1].spec):
-                records = [_records(bundle, networks, name) for networks in chosen]
+                engines = [_engines(bundle, stage, names, name) for stage, names in zip(stages, chosen, strict=True)]
                 members = tuple(
-                    _member(bundle, stage, list(zip(networks, of_networks, strict=True)), threads, attempt)
-                    for stage, networks, of_networks in zip(stages, chosen, records, strict=True)
+                    _member(bundle, stage, of_stage, threads, attempt)
+                    for stage, of_stage in zip(stages, engines, strict=True)
                 )
                 stack.push(attempt.pop_all())
         except (EngineError, MissingExtra) as error:
@@ -85,11 +88,11 @@ def open_model(
                 raise
             refused.append((name, str(error)))
             continue
-        used = tuple(record for of_networks in records for record in of_networks)
+        used = tuple(record for of_stage in engines for _, record in of_stage)
         return Model(
             bundle=bundle,
             stages=members,
-            networks=tuple(network for networks in chosen for network in networks),
+            networks=tuple(network for of_stage in engines for network, _ in of_stage),
             records=used,
             backend=name,
             refused=tuple(refused),
@@ -120,8 +123,8 @@ def _running_stages(bundle: Bundle, second_stage_only: bool) -> tuple[Stage, ...
     return stages
 
 
-def _chosen_folds(stage: Stage, folds: tuple[str, ...] | None, path: Path) -> tuple[NetworkRecord, ...]:
-    there = {network.fold: network for network in stage.networks}
+def _checked_folds(stage: Stage, folds: tuple[str, ...] | None, path: Path) -> tuple[str, ...]:
+    there = tuple(dict.fromkeys(network.fold for network in stage.networks))
     missing = [fold for fold in folds or () if fold not in there]
     if missing:
         raise ModelError(
@@ -131,23 +134,31 @@ def _chosen_folds(stage: Stage, folds: tuple[str, ...] | None, path: Path) -> tu
             where=path,
             hint="compile it with -f " + " ".join(folds or ()),
         )
-    return tuple(there[fold] for fold in folds) if folds else stage.networks
+    return folds or there
 
 
-def _records(bundle: Bundle, networks: Sequence[NetworkRecord], backend: str) -> tuple[BuildRecord, ...]:
+def _engines(bundle: Bundle, stage: Stage, folds: Sequence[str], backend: str) -> tuple[Engine, ...]:
+    """The engine of each fold for this backend; the network may be there in other precisions without one."""
     records = {record.network: record for record in bundle.manifest.engines if record.backend == backend}
-    for network in networks:
-        if network.id not in records:
+    chosen = []
+    for fold in folds:
+        networks = [network for network in stage.networks if network.fold == fold]
+        built = [(network, records[network.id]) for network in networks if network.id in records]
+        if len(built) != 1:
             raise EngineError(
-                "A fold has no engine for this backend.", expected=backend, got=network.id, where=bundle.path
+                "A fold needs one engine for this backend.",
+                expected=backend,
+                got=", ".join(network.id for network, _ in built) or f"none of {', '.join(n.id for n in networks)}",
+                where=bundle.path,
             )
-    return tuple(records[network.id] for network in networks)
+        chosen.append(built[0])
+    return tuple(chosen)
 
 
 def _member(
     bundle: Bundle,
     stage: Stage,
-    engines: Sequence[tuple[NetworkRecord, BuildRecord]],
+    engines: Sequence[Engine],
     threads: int | None,
     stack: ExitStack,
 ) -> Member:

@@ -5,6 +5,12 @@ Takes: arrays, spacings, a ModelSpec. Gives: `Prepared`, and how many bytes that
 """
 
 from trtbuild.volume.preparation.memory import preparation_bytes
-from trtbuild.volume.preparation.preprocess import CaseGrid, Prepared, prepared_from_array, uncropped_grid
+from trtbuild.volume.preparation.preprocess import (
+    CaseGrid,
+    Prepared,
+    labels_on_grid,
+    prepared_from_array,
+    uncropped_grid,
+)
 
-__all__ = ["CaseGrid", "Prepared", "preparation_bytes", "prepared_from_array", "uncropped_grid"]
+__all__ = ["CaseGrid", "Prepared", "labels_on_grid", "preparation_bytes", "prepared_from_array", "uncropped_grid"]

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from trtbuild.errors import InputError
 from trtbuild.spec import ModelSpec
 from trtbuild.volume.preparation.checks import checked_image, checked_previous, checked_spacing
 from trtbuild.volume.preparation.crop import Box, filled_nonzero_mask, nonzero_box
 from trtbuild.volume.preparation.normalize import needs_mask, normalized_channel
 from trtbuild.volume.resampling.image import new_shape, resample_into
-from trtbuild.volume.resampling.labels import resample_segmentation
+from trtbuild.volume.resampling.labels import Label, resample_segmentation
 
 Shape = tuple[int, ...]
 
@@ -113,6 +114,22 @@ def prepared_from_array(
         resample_into(result[index : index + 1], channel[None], grid.spacing, grid.target, spec.resample_data)
         del channel  # before the next one is made
     return Prepared(data=result, grid=grid)
+
+
+def labels_on_grid(labels: NDArray[Label], grid: CaseGrid, spec: ModelSpec) -> NDArray[Label]:
+    """Labels (Z, Y, X) on an image's own grid, on the network's: transposed, cropped and resampled as the image was.
+
+    As nnU-Net prepares the labels of training cases, but without its -1 where the image is 0: background is 0 here.
+
+    Raises:
+        InputError: the labels have another shape than the image that `grid` is of.
+        ModelError: the plans give no way to resample segmentations.
+    """
+    turned = labels.transpose(spec.transpose_forward)
+    if turned.shape != grid.shape:
+        raise InputError("The labels do not fit their image.", expected=grid.shape, got=turned.shape)
+    cropped = np.ascontiguousarray(turned[grid.box])
+    return resample_segmentation(cropped, grid.resampled, grid.spacing, grid.target, spec.resample_segmentation)
 
 
 def _marked(labels: NDArray[np.integer[Any]], mask: NDArray[np.bool_]) -> NDArray[np.signedinteger[Any]]:
