@@ -16,6 +16,7 @@ import trtbuild
 from trtbuild.commands.compile import clean_command, compile_command, export_command
 from trtbuild.commands.evaluate import evaluate_command
 from trtbuild.commands.look import doctor_command, inspect_command
+from trtbuild.commands.precision import calibrate_command, quantize_command
 from trtbuild.commands.predict import predict_command
 from trtbuild.commands.shared import CONTEXT, Interrupts
 from trtbuild.errors import TrtbuildError
@@ -47,7 +48,7 @@ def main() -> None:
       trtbuild compile MODEL_FOLDER -o brain.trtb     once, with PyTorch
       trtbuild predict brain.trtb -i IMAGES -o OUT    anywhere
 
-    Exit codes: 0 done, 1 input or environment, 2 usage, 4 some cases failed, 130 interrupted.
+    Exit codes: 0 done, 1 input or environment, 2 usage, 3 a gate failed, 4 some cases failed, 130 interrupted.
     """
 
 
@@ -55,6 +56,8 @@ for verb in (
     compile_command,
     export_command,
     clean_command,
+    calibrate_command,
+    quantize_command,
     predict_command,
     evaluate_command,
     inspect_command,

@@ -128,6 +128,42 @@ class GateConfig:
                 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class QuantizeConfig:
+    """From a clean ONNX network and its scales (a table, or a calibration cache of TensorRT) to INT8."""
+
+    source: Path
+    scales: Path
+    output: Path
+    backend: Literal["openvino", "onnxruntime", "tensorrt"] = "openvino"
+    method: Literal["entropy", "percentile", "minmax"] = "percentile"
+    rest: Literal["fp32", "fp16", "bf16"] = "fp32"
+    fp16_norms: bool = False
+    keep: tuple[str, ...] = ()
+    quantize_ends: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rest != "fp32" and self.backend != "tensorrt":
+            raise TrtbuildError(
+                "On a CPU the rest is an FP32 graph, which the backend computes in what it is told.",
+                expected="--rest fp32, or --backend tensorrt",
+                got=f"--rest {self.rest}",
+            )
+        if self.fp16_norms and self.rest != "fp16":
+            raise TrtbuildError("--fp16-norms is for FP16.", expected="--rest fp16", got=f"--rest {self.rest}")
+        check_patterns(self.keep)
+
+
+def check_patterns(patterns: tuple[str, ...]) -> None:
+    """Regular expressions, else TrtbuildError."""
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise TrtbuildError("--keep is no regular expression.", got=f"{pattern}: {error}") from error
+
+
 def _check_whole(value: object, least: int, where: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise TrtbuildError("A number is out of range.", expected=f"a whole number >= {least}", got=value, where=where)
@@ -211,11 +247,7 @@ class CompileConfig:
             raise TrtbuildError(
                 "FP32 needs no calibration.", expected="--precision int8, fp16 or bf16", got="--precision fp32"
             )
-        for pattern in self.keep:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise TrtbuildError("--keep is no regular expression.", got=f"{pattern}: {error}") from error
+        check_patterns(self.keep)
         if self.precision == "int8" and self.method == "auto" and self.gate is None:
             raise TrtbuildError(
                 "Without a gate nothing decides between the calibration methods.",

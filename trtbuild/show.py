@@ -170,7 +170,7 @@ def _outcome_line(outcome: Outcome) -> str:
     return f"{case}: {sum(outcome.seconds.values()):.1f} s{warnings}"
 
 
-def _table(*columns: str, title: str | None = None) -> Table:
+def new_table(*columns: str, title: str | None = None) -> Table:
     from rich import box
     from rich.table import Table
 
@@ -186,7 +186,7 @@ def summary(facts: Mapping[str, Any]) -> None:
     if not done:
         return
     stages = list(done[0]["seconds"])
-    table = _table("case", *stages, "seconds")
+    table = new_table("case", *stages, "seconds")
     for outcome in done:
         seconds = outcome["seconds"]
         table.add_row(
@@ -197,7 +197,7 @@ def summary(facts: Mapping[str, Any]) -> None:
 
 def exported(files: Sequence[Mapping[str, Any]]) -> None:
     """The exported files with their difference to PyTorch."""
-    table = _table("fold", "largest difference to PyTorch", "file")
+    table = new_table("fold", "largest difference to PyTorch", "file")
     for file in files:
         table.add_row(file["fold"], f"{file['max_error']:.1e}", file["file"])
     console().print(table)
@@ -205,7 +205,7 @@ def exported(files: Sequence[Mapping[str, Any]]) -> None:
 
 def cleaned(facts: Mapping[str, Any]) -> None:
     """Counts before and after cleaning, the passes that changed something, and what they left alone."""
-    table = _table("", "before", "after")
+    table = new_table("", "before", "after")
     for row in facts["rows"]:
         table.add_row(row["what"], str(row["before"]), str(row["after"]))
     console().print(table)
@@ -237,7 +237,7 @@ def bundle(facts: Mapping[str, Any]) -> None:
         }
         for name, text in rows.items():
             out.print(f"  {name:<12} {text}")
-    table = _table("engine", "backend", "computes in", "settings")
+    table = new_table("engine", "backend", "computes in", "settings")
     for engine in facts["engines"]:
         settings = ", ".join(f"{key} {value}" for key, value in engine["options"].items())
         table.add_row(
@@ -254,7 +254,7 @@ def health(facts: Mapping[str, Any]) -> None:
     out.print(
         f"trtbuild {facts['trtbuild']}, Python {facts['python']}, {facts['system']}, {facts['processors']} processors"
     )
-    table = _table("extra", "packages", "missing")
+    table = new_table("extra", "packages", "missing")
     for extra, packages in facts["extras"].items():
         there = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
         missing = [name for name, version in packages.items() if not version]
@@ -262,7 +262,7 @@ def health(facts: Mapping[str, Any]) -> None:
         advice = f"{', '.join(missing)}\n{command}" if missing else ""
         table.add_row(extra, there, advice)
     out.print(table)
-    table = _table("backend", "state", "why")
+    table = new_table("backend", "state", "why")
     for backend in facts["backends"]:
         table.add_row(
             backend["name"], f"ready, {backend['version']}" if backend["available"] else "not here", backend["reason"]

@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
-from trtbuild import show
+from trtbuild import show, show_precision
+from trtbuild.commands.precision import CALIBRATION, GATE, LAYERS, calibration_from, gate_from
+from trtbuild.commands.precision import options as precision_options
 from trtbuild.commands.shared import FOLDER, command, interruptible
 from trtbuild.config import CompileConfig
 from trtbuild.options import FoldOption
@@ -91,11 +93,34 @@ def model_options(function: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option(
     "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="What the engine computes in. int8 and fp16 need --calibration; bf16 needs OpenVINO and a CPU that has it; "
+    "fp16 halves the file, CPUs compute it in float32.",
+)
+@precision_options(CALIBRATION)
+@click.option(
+    "--scales",
+    type=FOLDER,
+    metavar="FOLDER",
+    help="Keep the calibration here: a second run resumes it or uses it again.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(["auto", "entropy", "percentile", "minmax"]),
+    default="auto",
+    show_default=True,
+    help="How INT8 thresholds are chosen. auto: the gate decides between the three.",
+)
+@click.option(
+    "--rest",
     type=click.Choice(["fp32", "bf16"]),
     default="fp32",
     show_default=True,
-    help="What the engine computes in. bf16 needs OpenVINO and a CPU that has it.",
+    help="What INT8 engines compute in besides the quantised layers. bf16 is faster, and needs a CPU that has it.",
 )
+@precision_options(LAYERS, GATE)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all this process may use.")
 @click.option("--no-tune", is_flag=True, help="Skip the short measurement of streams and batch.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
@@ -103,18 +128,26 @@ def model_options(function: Callable[..., None]) -> Callable[..., None]:
 def compile_command(as_json: bool, no_tune: bool, **options: Any) -> None:
     """Make a bundle of a trained model, or of a bundle with other engines.
 
+    \b
+      trtbuild compile MODEL -o brain.trtb
+      trtbuild compile MODEL --precision int8 --calibration nnUNet_preprocessed/DatasetX -o brain8.trtb
+
     MODEL is a folder <Trainer>__<Plans>__<configuration> as nnU-Net left it, a zip made by
     nnUNetv2_export_model_to_zip (of several models in it -d, -c, -tr and -p choose one), or a bundle. Without it, -d
     and -c name a model below nnUNet_results. Every fold is exported to ONNX, cleaned, compared with PyTorch, built for
-    the backend and compared again.
+    the backend and compared again. In a lower precision a gate compares it with FP32 on cases that the calibration did
+    not see, by Dice against their labels; where it fails, the layers that hurt go back to higher precision, and if
+    that does not help the command ends with exit code 3 and a bundle of FP32 engines.
     """
     from trtbuild.steps.compilation.compile import compile_bundle
     from trtbuild.steps.inspect import overview
 
-    with show.steps(quiet=as_json) as report:
-        bundle = compile_bundle(CompileConfig(tune=not no_tune, **options), interruptible(report))
+    calibration, gate = calibration_from(options), gate_from(options)
+    config = CompileConfig(tune=not no_tune, calibration=calibration, gate=gate, **options)
+    with show_precision.steps(quiet=as_json) as progress:
+        bundle = compile_bundle(config, interruptible(progress.report), interruptible(progress.say))
     facts = overview(bundle)
-    show.json_or(as_json, facts, lambda: show.bundle(facts))
+    show.json_or(as_json, facts, lambda: show_precision.bundle(facts))
 
 
 @command("export")

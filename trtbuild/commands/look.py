@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from trtbuild import show
+from trtbuild import show, show_precision
 from trtbuild.commands.shared import FOLDER, command
 from trtbuild.spec import json_from_value
 
@@ -16,11 +16,11 @@ from trtbuild.spec import json_from_value
 @click.option("--verify", is_flag=True, help="Also check the hash of every file.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect_command(bundle: Path, verify: bool, as_json: bool) -> None:
-    """Show what a bundle holds: model, networks, engines, where it came from."""
+    """Show what a bundle holds: model, engines, precision of each layer, scales, coverage, what the gate said."""
     from trtbuild.steps.inspect import inspect_bundle
 
     facts = inspect_bundle(bundle, verify=verify)
-    show.json_or(as_json, facts, lambda: show.bundle(facts))
+    show.json_or(as_json, facts, lambda: show_precision.bundle(facts))
 
 
 @command("doctor")

@@ -21,6 +21,8 @@ def overview(bundle: Bundle) -> dict[str, Any]:
         "bytes": sum(entry.size for entry in manifest.files.values()),
         "stages": json_from_value(manifest.stages),
         "engines": json_from_value(manifest.engines),
+        "calibrations": [json_from_value(entry) for entry in manifest.calibrations],
+        "gates": [json_from_value(entry) for entry in manifest.gates],
         "goldens": json_from_value(manifest.goldens),
         "provenance": json_from_value(manifest.provenance),
     }

@@ -75,11 +75,12 @@ def plan_of(model: onnx.ModelProto, to: HalfType, keep: Collection[str]) -> Plan
 
 @dataclass(frozen=True, kw_only=True)
 class _Graph:
-    """A model, looked up by names; `moving` are the nodes that can change type: they hold float32 activations, or they
-    are Q/DQ of weights."""
+    """A model, looked up by names. `active` are its activations; `moving` the nodes that can change type, which make
+    some of these and hold float32, or are the Q/DQ of weights."""
 
     labels: Mapping[str, onnx.NodeProto]
     moving: tuple[str, ...]
+    active: frozenset[str]
     types: Mapping[str, int]
     stored: Mapping[str, onnx.TensorProto]
     made: Mapping[str, str]  # the label of the node that makes a tensor
@@ -87,15 +88,15 @@ class _Graph:
 
     @classmethod
     def of(cls, model: onnx.ModelProto) -> _Graph:
-        labels, types, active = node_labels(model), element_types(model), set(activations(model))
+        labels, types, active = node_labels(model), element_types(model), frozenset(activations(model))
         made = {name: label for label, node in labels.items() for name in node.output if name}
         moving = []
         for label, node in labels.items():
             tensors = {name for name in (*node.input, *node.output) if types.get(name) == FLOAT}
             if tensors and (active & set(node.output) or is_standard(node, *QUANTIZERS)):
                 moving.append(label)
-        return cls(labels=labels, moving=tuple(moving), types=types, stored=stored_values(model), made=made,
-                   opset=opset_of(model))  # fmt: skip
+        return cls(labels=labels, moving=tuple(moving), active=active, types=types, stored=stored_values(model),
+                   made=made, opset=opset_of(model))  # fmt: skip
 
 
 def _formal(graph: _Graph, label: str) -> Iterator[tuple[str, int, set[str]]]:
@@ -126,7 +127,7 @@ def _reason_to_keep(graph: _Graph, label: str, to: HalfType) -> str:
     for side, position, types in _formal(graph, label):
         tensor = node.input[position] if side == "input" else node.output[position]
         if ONNX_NAMES[to] not in types:
-            if side == "output" or tensor not in graph.stored:
+            if side == "output" or tensor in graph.active:
                 return f"{node.op_type} has no {to} form at opset {graph.opset}"
         elif side == "input":
             reason = _reason_of_input(graph, node, position, to)

@@ -80,6 +80,9 @@ def quantize(model: onnx.ModelProto, amax: Mapping[str, float], *, keep: Keep, z
 
     Scales below float32's smallest normal number count as 0: what they quantise is 0 beside anything else.
 
+    OpenVINO has to be given a fixed batch: with a free one, 2026.4.1 computes a norm that is written out wrongly behind
+    a quantised Conv without bias (a residual encoder's skip projections), in both forms.
+
     Args:
         model: float32, weights inside, opset 13 or above.
         amax: threshold T >= 0 of |x| by tensor, at least for what the quantised layers read.

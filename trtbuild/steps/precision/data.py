@@ -66,7 +66,6 @@ def stage_data(
     *,
     plans: bytes,
     dataset: bytes,
-    cases: int,
     scratch: Path,
     report: Report,
 ) -> StageData:
@@ -77,7 +76,6 @@ def stage_data(
         spec: of the stage.
         plans: the model's plans.json, which names the folder of each configuration.
         dataset: the model's dataset.json; that of the preprocessed folder must name the same channels and labels.
-        cases: of raw images, prepare at most so many.
         scratch: a folder for prepared raw images.
         report: called with one line per step.
 
@@ -85,7 +83,7 @@ def stage_data(
         InputError: no cases, or cases of another model.
     """
     if config.images is not None:
-        return _of_images(config, spec, cases, scratch, report)
+        return _of_images(config, spec, scratch, report)
     if config.data is None:
         raise InputError("There are no cases to calibrate on.", expected="--calibration or --calibration-images")
     with as_input_errors():
@@ -176,8 +174,8 @@ def _previous(config: CalibrationConfig, spec: ModelSpec) -> Path | None:
     return config.previous
 
 
-def _of_images(config: CalibrationConfig, spec: ModelSpec, cases: int, scratch: Path, report: Report) -> StageData:
-    found = raw_cases(config, spec, _previous(config, spec), cases, scratch, report)
+def _of_images(config: CalibrationConfig, spec: ModelSpec, scratch: Path, report: Report) -> StageData:
+    found = raw_cases(config, spec, _previous(config, spec), scratch, report)
     return StageData(
         sources={case.name: case.source for case in found},
         digest=lambda name: next(case.digest for case in found if case.name == name),

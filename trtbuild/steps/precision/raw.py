@@ -36,11 +36,10 @@ def raw_cases(
     config: CalibrationConfig,
     spec: ModelSpec,
     previous: Path | None,
-    count: int,
     scratch: Path,
     report: Callable[[str], None],
 ) -> tuple[RawCase, ...]:
-    """Prepares up to `count` cases of a folder of raw images, drawn by the seed.
+    """Prepares the cases of a folder of raw images; of many, twice as many as there will be patches, drawn by the seed.
 
     Raises:
         InputError: no images, an image or its labels are damaged or missing. None is left out in silence.
@@ -50,7 +49,7 @@ def raw_cases(
     cases = cases_from_input([config.images], spec.file_ending)
     if not len(cases):
         raise InputError("The folder holds no images.", expected=f"CASE_0000{spec.file_ending}", where=config.images)
-    chosen = sorted(np.random.default_rng(config.seed).permutation(len(cases))[:count].tolist())
+    chosen = sorted(np.random.default_rng(config.seed).permutation(len(cases))[: 2 * config.patches].tolist())
     prepared = []
     for number, index in enumerate(chosen, start=1):
         case = cases[index]

@@ -23,7 +23,7 @@ from trtbuild.steps.precision.calibrate import Calibration, calibrated
 from trtbuild.steps.precision.data import StageData, stage_data
 from trtbuild.steps.precision.decide import Decision, Int8Job, decide, kept_layers, methods_of, with_layers
 from trtbuild.steps.precision.gate import Gate, open_gate
-from trtbuild_calibration import Progress, ScaleTable, Source, cache_from_scales
+from trtbuild_calibration import Progress, ScaleTable, cache_from_scales
 
 if TYPE_CHECKING:
     import onnx
@@ -116,11 +116,7 @@ def _data(job: _Job, networks: Networks, stage: Stage, number: int) -> StageData
     folder = job.scratch / f"cases_{number}"
     folder.mkdir()
     plans, dataset = (_content(networks.files[name]) for name in ("plans.json", "dataset.json"))
-    gate = 0 if job.config.gate is None else job.config.gate.patches
-    cases = job.data.patches + gate  # a case that no patch can come from need not be prepared
-    return stage_data(
-        job.data, stage.spec, plans=plans, dataset=dataset, cases=cases, scratch=folder, report=job.report
-    )
+    return stage_data(job.data, stage.spec, plans=plans, dataset=dataset, scratch=folder, report=job.report)
 
 
 def _content(file: bytes | Path) -> bytes:
@@ -128,10 +124,7 @@ def _content(file: bytes | Path) -> bytes:
 
 
 def _typed(job: _Job, stage: Stage, network: NetworkRecord, file: Path, data: StageData) -> TypedNetwork:
-    if job.config.gate is None:
-        calibration, held_out = tuple(data.sources.values()), tuple[Source, ...]()
-    else:
-        calibration, held_out = data.split(network.fold, job.data.seed)
+    calibration, held_out = data.split(network.fold, job.data.seed)  # without a gate too: the scales stay the same
     accurate = clean(load_onnx(file), rewrite_conv_transpose=False, split_instance_norm=True).model
     gate = None
     if job.config.gate is not None:
@@ -147,13 +140,15 @@ def _typed(job: _Job, stage: Stage, network: NetworkRecord, file: Path, data: St
         return _bf16(job, network, file, gate)
     job.report(f"calibrating {network.id} on {job.data.patches} patches of {len(calibration)} cases")
     work = Calibration(spec=stage.spec, sources=calibration, data=data, config=job.data, threads=job.threads)
-    table = calibrated(network.id, accurate, work, _progress(job.say))
+    table = calibrated(network.id, accurate, work, calibration_progress(job.say))
     for label in table.coverage.missed:
         job.report(f"no patch holds class {label}: {table.coverage.classes[label].missed}")
     return (_int8 if job.config.precision == "int8" else _fp16)(job, network, accurate, table, gate)
 
 
-def _progress(say: Say) -> Callable[[Progress], None]:
+def calibration_progress(say: Say) -> Callable[[Progress], None]:
+    """Says how far a calibration is and how long it will take."""
+
     def tell(progress: Progress) -> None:
         left = (
             f"{progress.seconds_left / 60:.0f} min" if progress.seconds_left > 90 else f"{progress.seconds_left:.0f} s"
@@ -191,7 +186,7 @@ def _int8(
         record=typed,
         content=content,
         quantized=len(decision.network.quantized),
-        calibration=_calibration(job, network, table, {"method": decision.method, "layers": layers}),
+        calibration=calibration_facts(network, table) | {"method": decision.method, "layers": layers},
         files=_files(network, table),
         gates=gates,
         failures=failures,
@@ -202,8 +197,8 @@ def _fp16(
     job: _Job, network: NetworkRecord, accurate: onnx.ModelProto, table: ScaleTable, gate: Gate | None
 ) -> TypedNetwork:
     result = cast(accurate, "fp16", keep=fp16_sensitive(accurate, table.ranges))
-    for line in result.underflow:
-        job.report(f"FP16 loses small weights: {line}")
+    if result.underflow:
+        job.report(f"weights too small for FP16 in {len(result.underflow)} tensors (the bundle lists them)")
     typed = _record(network, "fp16", opset_from_model(result.model))
     content: bytes = result.model.SerializeToString()
     gates, failures = _gated(job, typed, content, 0, gate, None)
@@ -211,7 +206,8 @@ def _fp16(
         record=typed,
         content=content,
         quantized=0,
-        calibration=_calibration(job, network, table, {"layers": {"kept": list(result.left)}}),
+        calibration=calibration_facts(network, table)
+        | {"layers": {"kept": list(result.left), "underflow": list(result.underflow)}},
         files=_files(network, table),
         gates=gates,
         failures=failures,
@@ -283,7 +279,8 @@ def _reasons(judged: Verdict, decision: Decision | None) -> tuple[str, ...]:
     return ()
 
 
-def _calibration(job: _Job, network: NetworkRecord, table: ScaleTable, more: Facts) -> Facts:
+def calibration_facts(network: NetworkRecord, table: ScaleTable) -> dict[str, Any]:
+    """What a bundle says of a calibration: where it is, of which patches, how large the ranges are."""
     return {
         "network": network.id,
         "file": f"calibrations/{network.id}.json",
@@ -292,7 +289,7 @@ def _calibration(job: _Job, network: NetworkRecord, table: ScaleTable, more: Fac
         "seed": table.fingerprint.seed,
         "cases": sorted(table.fingerprint.cases),
         "coverage": table.coverage.to_json(),
-        **more,
+        "amax": {name: {"max": entry.maximum, **entry.amax} for name, entry in table.entries.items()},
     }
 
 
