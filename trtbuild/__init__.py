@@ -17,6 +17,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from trtbuild.config import CalibrationConfig, GateConfig
 from trtbuild.errors import TrtbuildError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from trtbuild.steps.prediction.predictor import Predictor
 
 __version__ = "0.1.0"
-__all__ = ["TrtbuildError", "__version__", "compile", "open"]
+__all__ = ["CalibrationConfig", "GateConfig", "TrtbuildError", "__version__", "compile", "open"]
 
 
 def compile(  # the verb of the command line; the builtin is never wanted here
@@ -34,7 +35,9 @@ def compile(  # the verb of the command line; the builtin is never wanted here
     folds: Sequence[str | int] | str | int | None = None,
     previous_stage: str | PathLike[str] | None = None,
     postprocessing: str | PathLike[str] | None = None,
+    calibration: str | PathLike[str] | CalibrationConfig | None = None,
     report: Callable[[str], None] = lambda line: None,
+    progress: Callable[[str], None] = lambda line: None,
     **options: Any,
 ) -> Bundle:
     """Makes a bundle of a trained model (or of another bundle, with other engines).
@@ -46,13 +49,18 @@ def compile(  # the verb of the command line; the builtin is never wanted here
         folds: which folds (0, "all", [0, 1]); None means all numbered folds, as in nnU-Net.
         previous_stage: for a cascade, the model of its first stage.
         postprocessing: nnU-Net's postprocessing.json or .pkl.
+        calibration: for `precision="int8"` and "fp16", nnUNet_preprocessed/DatasetX, or a CalibrationConfig.
         report: called with a line of text per step.
+        progress: called with what is under way within a long step. What either raises ends the compilation.
         **options: the other fields of `trtbuild.config.CompileConfig` (dataset, configuration, trainer, plans, network,
-            checkpoint, backends, precision, threads, tune, overwrite, trust_checkpoint, assume_plans_architecture). An
-            unknown name is a TypeError.
+            checkpoint, backends, precision, rest, method, keep, quantize_ends, gate, threads, tune, overwrite,
+            trust_checkpoint, assume_plans_architecture). An unknown name is a TypeError.
 
     Returns:
-        The written bundle, verified against PyTorch's logits.
+        The written bundle, verified against PyTorch's logits and, in a lower precision, by the gate.
+
+    Raises:
+        GateFailed: the lower precision is not good enough; the bundle was written with FP32 engines.
     """
     from trtbuild.config import CompileConfig
     from trtbuild.steps.compilation.compile import compile_bundle
@@ -63,9 +71,12 @@ def compile(  # the verb of the command line; the builtin is never wanted here
         folds=_fold_names(folds),
         previous_stage=_path(previous_stage),
         postprocessing=_path(postprocessing),
+        calibration=calibration
+        if calibration is None or isinstance(calibration, CalibrationConfig)
+        else CalibrationConfig(data=Path(calibration)),
         **options,
     )
-    return compile_bundle(config, report)
+    return compile_bundle(config, report, progress)
 
 
 def open(  # as in gzip.open: trtbuild.open(bundle)

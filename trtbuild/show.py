@@ -241,7 +241,10 @@ def bundle(facts: Mapping[str, Any]) -> None:
     for engine in facts["engines"]:
         settings = ", ".join(f"{key} {value}" for key, value in engine["options"].items())
         table.add_row(
-            engine["network"], f"{engine['backend']} {engine['version']}", engine["inference_precision"], settings
+            engine["network"],
+            f"{engine['backend']} {engine['version']}",
+            ("int8, rest " if engine["precision"] == "int8" else "") + engine["inference_precision"],
+            settings,
         )
     out.print(table)
     if "verified" in facts:

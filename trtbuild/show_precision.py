@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,25 +62,41 @@ def bundle(facts: Facts) -> None:
     show.bundle(facts)
     calibrations(facts["calibrations"])
     for gate in facts["gates"]:
-        _gate(gate)
+        _shown(_gate, gate)
 
 
 def calibrations(entries: Sequence[Facts]) -> None:
     """Coverage, and the layers with their scales."""
     for entry in entries:
-        out = console()
-        out.print(f"calibration of {entry['network']}: {entry['patches']} patches of {len(entry['cases'])} cases")
-        _coverage(entry["coverage"])
-        layers = entry.get("layers", {})
-        table = new_table("tensor", "largest |x|", "entropy", "percentile", "min-max")
-        for tensor, amax in entry["amax"].items():
-            numbers = (amax[name] for name in ("max", "entropy", "percentile", "minmax"))
-            table.add_row(printable(tensor), *(f"{number:.4g}" for number in numbers))
-        out.print(table)
-        if layers.get("int8"):
-            out.print(f"in INT8, thresholds by {entry['method']}: {', '.join(layers['int8'])}")
-        for line in layers.get("kept", ()):
-            out.print(f"not: {line}")
+        _shown(_calibration, entry)
+
+
+def _shown(how: Callable[[Facts], None], entry: Facts) -> None:
+    """The format leaves these entries open, so one that another program wrote is shown as it is."""
+    try:
+        how(entry)
+    except (KeyError, TypeError, AttributeError, ValueError):
+        console().print(printable(json.dumps(entry, default=str)))
+
+
+def _calibration(entry: Facts) -> None:
+    out = console()
+    out.print(f"calibration of {entry['network']}: {entry['patches']} patches of {len(entry['cases'])} cases")
+    _coverage(entry["coverage"])
+    layers = entry.get("layers", {})
+    table = new_table("tensor", "largest |x|", "entropy", "percentile", "min-max")
+    for tensor, amax in entry["amax"].items():
+        numbers = (amax[name] for name in ("max", "entropy", "percentile", "minmax"))
+        table.add_row(printable(tensor), *(f"{number:.4g}" for number in numbers))
+    out.print(table)
+    if layers.get("int8"):
+        out.print(f"{len(layers['int8'])} layers in INT8, thresholds by {entry['method']}:")
+        for name in layers["int8"]:
+            out.print(f"  {printable(name)}")
+    if layers.get("kept"):
+        out.print("in higher precision:")
+        for line in layers["kept"]:
+            out.print(f"  {printable(line)}")
 
 
 def _coverage(coverage: Facts) -> None:

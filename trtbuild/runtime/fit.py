@@ -54,8 +54,10 @@ def fit_from_record(record: BuildRecord, *, version: str, threads: int | None) -
 
 
 def check_int8(record: BuildRecord, isa: str) -> None:
-    """Refuses INT8 on a CPU whose int8 products saturate: without VNNI, AMX or Arm's dot products two of them are summed
-    in 16 bits (oneDNN's "Nuances of int8 Computations", ONNX Runtime's "U8S8"), and voxels change in silence.
+    """Refuses INT8 on a CPU whose int8 products saturate.
+
+    Without VNNI, AMX or Arm's dot products two of them are summed in 16 bits (oneDNN's "Nuances of int8 Computations",
+    ONNX Runtime's "U8S8"), and voxels change in silence.
 
     Args:
         record: of the engine.

@@ -57,13 +57,13 @@ def cast(model: onnx.ModelProto, to: HalfType, *, keep: Collection[str]) -> Cast
     """
     if to == "bf16":
         _refuse_conv_transpose(model, keep)
-        model = with_opset(model, BF16_OPSET)
-    plan = plan_of(model, to, keep)
+    raised = with_opset(model, BF16_OPSET) if to == "bf16" else model
+    plan = plan_of(raised, to, keep)
     if not plan.half:
         return Cast(model=model, left=plan.left, underflow=())
-    writer = _Writer(model, plan, to)
-    nodes = [entry for label, node in node_labels(model).items() for entry in writer.written(label, node)]
-    result = with_parts(model, nodes, writer.initializers(nodes))
+    writer = _Writer(raised, plan, to)
+    nodes = [entry for label, node in node_labels(raised).items() for entry in writer.written(label, node)]
+    result = with_parts(raised, nodes, writer.initializers(nodes))
     return Cast(model=finished("cast", model, result), left=plan.left, underflow=writer.underflow())
 
 

@@ -199,6 +199,7 @@ def _fp16(
     result = cast(accurate, "fp16", keep=fp16_sensitive(accurate, table.ranges))
     if result.underflow:
         job.report(f"weights too small for FP16 in {len(result.underflow)} tensors (the bundle lists them)")
+    layers = {"kept": list(result.left), "underflow": list(result.underflow)}
     typed = _record(network, "fp16", opset_from_model(result.model))
     content: bytes = result.model.SerializeToString()
     gates, failures = _gated(job, typed, content, 0, gate, None)
@@ -206,8 +207,7 @@ def _fp16(
         record=typed,
         content=content,
         quantized=0,
-        calibration=calibration_facts(network, table)
-        | {"layers": {"kept": list(result.left), "underflow": list(result.underflow)}},
+        calibration=calibration_facts(network, table) | {"layers": layers},
         files=_files(network, table),
         gates=gates,
         failures=failures,
