@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import trtbuild
+import trtbuild_calibration
 
 PACKAGE = Path(trtbuild.__file__).parent
 LEAVES = {"errors", "spec", "config", "atomic", "options", "machine", "compiled", "half"}
@@ -26,11 +27,15 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "runtime": ({"stitch", "volume"}, {"openvino", "onnxruntime"}),
     "accuracy": (set(), {"scipy", "surface_distance"}),
     "bundle": (set(), {"pydantic"}),
-    "steps": ({"source", "graph", "engine", "stitch", "volume", "runtime", "accuracy", "bundle"}, {"threadpoolctl"}),
+    "steps": (
+        {"source", "graph", "engine", "stitch", "volume", "runtime", "accuracy", "bundle"},
+        {"threadpoolctl", "trtbuild_calibration"},
+    ),
     "cli": ({"commands"}, {"click"}),
-    "commands": ({"steps", "source", "show", "show_evaluation"}, {"click"}),
+    "commands": ({"steps", "source", "show", "show_evaluation", "show_precision"}, {"click"}),
     "show": ({"steps"}, {"click", "rich"}),
     "show_evaluation": ({"steps", "show"}, {"rich"}),
+    "show_precision": ({"show"}, {"rich"}),
     "options": (set(), {"click"}),
     "spec": (set(), {"pydantic"}),
     "errors": (set(), set()),
@@ -52,9 +57,18 @@ DOORS = {
     "highdicom": {"volume/io/dicom_seg.py"},
     "numba": {"compiled.py"},
     "llvmlite": {"compiled.py"},
-    "rich": {"show.py", "show_evaluation.py"},
+    "rich": {"show.py", "show_evaluation.py", "show_precision.py"},
     "surface_distance": {"accuracy/surface.py"},
+    # prediction, and compilation in FP32, do without it
+    "trtbuild_calibration": {
+        f"steps/precision/{name}.py"
+        for name in ("calibrate", "data", "decide", "gate", "network", "raw", "typed", "verbs")
+    },
 }
+
+CALIBRATION = Path(trtbuild_calibration.__file__).parent
+CALIBRATION_FOREIGN = {"numpy", "numba", "blosc2"}
+CALIBRATION_DOORS = {"numba": {"kernels.py"}, "blosc2": {"arrays.py"}}
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -69,6 +83,7 @@ def imports(path: Path) -> Iterator[str]:
 
 
 FILES = sorted(PACKAGE.rglob("*.py"))
+CALIBRATION_FILES = sorted(CALIBRATION.rglob("*.py"))
 
 
 def room_of(path: Path) -> str:
@@ -95,8 +110,25 @@ def test_a_heavy_library_has_one_door(library: str) -> None:
     assert users <= DOORS[library]
 
 
+@pytest.mark.parametrize("path", CALIBRATION_FILES, ids=lambda p: p.name)
+def test_the_calibration_package_stands_alone(path: Path) -> None:
+    """It knows nothing of trtbuild: no graph, no runner, no bundle."""
+    for name in imports(path):
+        top = name.partition(".")[0]
+        allowed = CALIBRATION_FOREIGN | {"trtbuild_calibration"} | set(sys.stdlib_module_names)
+        assert top in allowed, f"{path} imports {name}"
+        assert path.name in CALIBRATION_DOORS.get(top, {path.name}), f"{path} imports {name}"
+
+
+def test_the_calibration_package_can_be_imported_without_its_readers() -> None:
+    code = "import sys, trtbuild_calibration; print([n for n in ('blosc2', 'trtbuild', 'onnx') if n in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
 def test_nothing_imports_nnunet() -> None:
-    assert not [p for p in FILES for name in imports(p) if name.startswith("nnunetv2")]
+    files = (*FILES, *CALIBRATION_FILES)
+    assert not [p for p in files for name in imports(p) if name.startswith("nnunetv2")]
 
 
 def test_importing_trtbuild_loads_no_heavy_library() -> None:
@@ -137,7 +169,7 @@ def test_all_names_what_is_visible() -> None:
 
 def test_functions_stay_short() -> None:
     lengths = []
-    for path in FILES:
+    for path in (*FILES, *CALIBRATION_FILES):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 length = (node.end_lineno or node.lineno) - node.lineno + 1
@@ -147,7 +179,7 @@ def test_functions_stay_short() -> None:
 
 
 def test_no_assert_and_no_bare_except_guards_input() -> None:
-    for path in FILES:
+    for path in (*FILES, *CALIBRATION_FILES):
         for node in ast.walk(ast.parse(path.read_text())):
             assert not isinstance(node, ast.Assert), f"{path}:{node.lineno}"
             assert not (isinstance(node, ast.ExceptHandler) and node.type is None), f"{path}:{node.lineno}"

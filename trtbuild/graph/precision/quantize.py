@@ -107,10 +107,8 @@ def quantize(model: onnx.ModelProto, amax: Mapping[str, float], *, keep: Keep, z
     nodes: list[onnx.NodeProto] = []
     for name, node in node_labels(model).items():
         if name in chosen:
-            (before, activation), (loader, weight) = (
-                writer.activation(node.input[0], _range_of(node.input[0], amax, name)),
-                writer.weight(node.input[1]),
-            )
+            before, activation = writer.activation(node.input[0], _range_of(node.input[0], amax, name))
+            loader, weight = writer.weight(node.input[1])
             nodes += [*before, *loader, _reading(node, [activation, weight, *node.input[2:]])]
         else:
             nodes.append(node)
