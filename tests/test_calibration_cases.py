@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from calibration_samples import DEMO, DEMO_CASES, image, labels, write_blosc, write_case
+
 from trtbuild_calibration import ArraySource, CalibrationError, Case, cases_from_folder, digest, open_case
 
 KINDS = ("b2nd", "npz", "npy")

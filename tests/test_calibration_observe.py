@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from calibration_samples import NumpyNetwork, image
+
 from trtbuild_calibration import BINS, CalibrationError, Progress, Target, observe
 from trtbuild_calibration.network import pack
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from calibration_samples import DEMO_CASES, image, labels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibration_samples import DEMO_CASES, image, labels
 from trtbuild_calibration import (
     ArraySource,
     CalibrationError,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from calibration_samples import NumpyNetwork, image, labels
+
 from trtbuild_calibration import (
     METHODS,
     ArraySource,

@@ -82,10 +82,8 @@ class PairWriter:
         quantized = self.names.free(f"{tensor}/quantized")
         first = self._node("QuantizeLinear", tensor, [tensor, *parameters], quantized)
         self.twins[tensor] = self.names.free(f"{tensor}/dequantized")
-        return [
-            first,
-            self._node("DequantizeLinear", tensor, [quantized, *parameters], self.twins[tensor]),
-        ], self.twins[tensor]
+        second = self._node("DequantizeLinear", tensor, [quantized, *parameters], self.twins[tensor])
+        return [first, second], self.twins[tensor]
 
     def weight(self, tensor: str) -> tuple[list[onnx.NodeProto], str]:
         """The DequantizeLinear of the weight `tensor` (Co, Ci, *kernel), and the name of its result."""

@@ -110,7 +110,7 @@ def decide(job: Int8Job, say: Say) -> Decision:
     best = min(trials, key=lambda method: score(trials[method], gate.limits))
     judged = verdict(trials[best], gate.limits)
     contest = [
-        {"method": method, "score": list(score(found, gate.limits)), **_facts(found, verdict(found, gate.limits))}
+        {"method": method, **_facts(found, verdict(found, gate.limits))}
         for method, found in trials.items()
     ]
     network, rolled = job.quantized(best, ()), None

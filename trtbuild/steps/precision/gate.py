@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,6 +89,7 @@ def open_gate(
             got="one",
             hint="add cases, or --no-gate with a --method of your choice",
         )
+    _check_room(spec, config, scratch)
     with as_input_errors():
         sample = sample_places(
             sources,
@@ -113,3 +116,17 @@ def open_gate(
         cases=tuple(sorted({place.case for place in sample.places})),
         roll_back=config.roll_back,
     )
+
+
+def _check_room(spec: ModelSpec, config: GateConfig, scratch: Path) -> None:
+    """FP32's logits of all patches go to the disk: 14 GB for 105 classes and 16 patches of 128³."""
+    each = 4 * spec.labels.heads * math.prod(spec.patch)
+    free = shutil.disk_usage(scratch).free
+    if config.patches * each > free:
+        raise InputError(
+            "There is too little room for FP32's logits of the gate's patches.",
+            expected=f"{config.patches * each / 1e9:.1f} GB",
+            got=f"{free / 1e9:.1f} GB free",
+            where=scratch,
+            hint=f"--gate-patches {max(1, free // each)} or fewer, or set TMPDIR to a larger disk",
+        )
