@@ -43,6 +43,8 @@ benchmark: setup
 	$(BIN)/python benchmarks/way_back.py
 	$(BIN)/python benchmarks/folder_run.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/int8_network.py
+	$(BIN)/python benchmarks/calibration.py
 
 clean:
 	rm -rf $(VENV) .demo .pytest_cache .mypy_cache .ruff_cache

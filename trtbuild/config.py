@@ -234,6 +234,8 @@ class CompileConfig:
                 expected="--calibration nnUNet_preprocessed/DatasetX, or --calibration-images FOLDER",
                 hint="without any, compile with --precision bf16 or fp32",
             )
+        if self.precision == "bf16" and self.calibration is not None:
+            self._check_bf16(self.calibration)
         given = {
             "--rest": self.rest != "fp32",
             "--method": self.method != "auto",
@@ -253,6 +255,15 @@ class CompileConfig:
                 "Without a gate nothing decides between the calibration methods.",
                 expected="--method entropy, percentile or minmax with --no-gate",
                 got="--method auto",
+            )
+
+    def _check_bf16(self, calibration: CalibrationConfig) -> None:
+        """BF16 has FP32's range: nothing is calibrated, the cases are for the gate alone."""
+        if self.gate is None or calibration.scales is not None:
+            raise TrtbuildError(
+                "BF16 needs no scales: the cases are for its gate.",
+                expected="--calibration with the gate, or neither",
+                got="--scales" if calibration.scales is not None else "--no-gate",
             )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trtbuild.bundle import Stage
 from trtbuild.config import CalibrationConfig
 from trtbuild.errors import InputError
 from trtbuild.spec import ModelSpec
@@ -35,15 +36,21 @@ class StageData:
     digest: Callable[[str], str] = field(repr=False)
     splits: Path | None
 
-    def split(self, fold: str, seed: int) -> tuple[tuple[Source, ...], tuple[Source, ...]]:
+    def split(self, fold: str, seed: int, *, gated: bool) -> tuple[tuple[Source, ...], tuple[Source, ...]]:
         """Cases to calibrate on, and cases for the gate: the fold's validation cases where nnU-Net's splits say them.
 
+        Without a gate the calibration takes the same cases, so that its scales can be used with one; and all of them
+        where there is nothing to split.
+
         Raises:
-            InputError: the split leaves nothing to one side.
+            InputError: the split leaves nothing to one side of a gate, or the file of splits is none.
         """
         with as_input_errors():
             known = self.splits is not None and fold.isdigit()
             validation = validation_cases(self.splits, int(fold)) if known and self.splits is not None else None
+            held_out = len(self.sources.keys() & set(validation or ()))
+            if not gated and validation is not None and held_out in (0, len(self.sources)):
+                return tuple(self.sources.values()), ()
             sides = split_cases(tuple(self.sources), seed, validation)
         calibration, gate = (tuple(self.sources[name] for name in side) for side in sides)
         return calibration, gate
@@ -97,6 +104,22 @@ def stage_data(
     return StageData(
         sources=sources, digest=lambda name: digest(by_name[name]), splits=splits if splits.is_file() else None
     )
+
+
+def check_previous(config: CalibrationConfig, stages: Sequence[Stage]) -> None:
+    """Predictions of a first stage are for a cascade.
+
+    Raises:
+        InputError: they are given, and no stage takes them.
+    """
+    if config.previous is not None and all(stage.spec.previous_stage is None for stage in stages):
+        raise InputError(
+            "--calibration-previous is for the second stage of a cascade.",
+            expected="a bundle with one",
+            got=", ".join(stage.spec.configuration for stage in stages),
+            where=config.previous,
+            hint="leave it out",
+        )
 
 
 def data_identifier(plans: bytes, configuration: str) -> str:

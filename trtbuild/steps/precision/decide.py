@@ -12,6 +12,7 @@ from trtbuild.accuracy.agreement import Agreement, facts_from_agreement
 from trtbuild.accuracy.gate import Verdict, facts_from_verdict, score, verdict
 from trtbuild.accuracy.rollback import RollBack, facts_from_roll_back, roll_back
 from trtbuild.atomic import write_whole
+from trtbuild.errors import TrtbuildError
 from trtbuild.graph.precision import Layer, Quantized, keep_ends, quantize, weighted_layers
 from trtbuild.spec import BuildRecord
 from trtbuild.steps.precision.gate import Gate
@@ -74,13 +75,25 @@ class Decision:
 
 
 def kept_layers(model: onnx.ModelProto, patterns: Sequence[str], *, ends: bool) -> frozenset[str]:
-    """The layers that the user keeps, by regular expressions on their names; with `ends` the first and the last too."""
-    found = [re.compile(pattern) for pattern in patterns]
+    """The layers that the user keeps, by regular expressions on their names; with `ends` the first and the last too.
+
+    Raises:
+        TrtbuildError: an expression finds no layer: a misspelt one would change nothing in silence.
+    """
+    layers = weighted_layers(model)
+    for pattern in patterns:
+        if not any(re.search(pattern, layer.name) for layer in layers):
+            raise TrtbuildError(
+                "--keep finds no layer.",
+                expected=f"a part of a name such as {layers[0].name if layers else 'none: there are no layers'}",
+                got=pattern,
+                hint="trtbuild inspect lists the layers of an INT8 bundle",
+            )
 
     def is_kept(layer: Layer) -> bool:
-        return (ends and keep_ends(layer)) or any(pattern.search(layer.name) for pattern in found)
+        return (ends and keep_ends(layer)) or any(re.search(pattern, layer.name) for pattern in patterns)
 
-    return frozenset(layer.name for layer in weighted_layers(model) if is_kept(layer))
+    return frozenset(layer.name for layer in layers if is_kept(layer))
 
 
 def methods_of(method: str) -> tuple[Threshold, ...]:
@@ -109,10 +122,7 @@ def decide(job: Int8Job, say: Say) -> Decision:
         trials[method] = job.agreement(gate, job.quantized(method, ()), _prefixed(say, method))
     best = min(trials, key=lambda method: score(trials[method], gate.limits))
     judged = verdict(trials[best], gate.limits)
-    contest = [
-        {"method": method, **_facts(found, verdict(found, gate.limits))}
-        for method, found in trials.items()
-    ]
+    contest = [{"method": method, **_facts(found, verdict(found, gate.limits))} for method, found in trials.items()]
     network, rolled = job.quantized(best, ()), None
     if not judged.passed and judged.judged and gate.roll_back and network.quantized:
         rolled = _rolled_back(job, gate, best, network.quantized, say)

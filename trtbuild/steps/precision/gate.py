@@ -46,12 +46,17 @@ class Gate:
             truth = self.patches.labelled(index).labels
             return agreement_from_patch(self._logits(index), logits, truth, self.spec.labels)
 
-        with open_runner(record, model) as runner:
+        with open_runner(record, model) as runner, as_input_errors():
             found = []
             for index in range(len(self.patches)):
                 say(f"patch {index + 1} of {len(self.patches)}")
                 found.append(measured(index, runner.infer(self.patches[index][None])[0]))
             return pooled(found)
+
+    def forget(self) -> None:
+        """Removes FP32's logits from the disk."""
+        for file in self.reference:
+            file.unlink(missing_ok=True)
 
     def _logits(self, index: int) -> NDArray[np.float32]:
         logits: NDArray[np.float32] = np.load(self.reference[index], allow_pickle=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,9 @@ class ObservedNetwork:
     def maxima(self) -> Iterator[Callable[[Patch], Mapping[str, float]]]:
         """The tensors of the network as TensorRT gets it; what a written-out norm has inside is left out."""
         graph, names = with_maxima(self.model, self._names())
-        with open_tensors(graph.SerializeToString(), (1, *self.patch), threads=self.threads) as run:
+        opened = self._opened(graph)
+        del graph  # as large as the weights
+        with opened as run:
 
             def reduced(patch: Patch) -> Mapping[str, float]:
                 outputs = list(run(patch[None]).values())
@@ -56,8 +58,7 @@ class ObservedNetwork:
         if not computed:
             yield lambda patch: {image: patch}
             return
-        graph = with_outputs(self.model, computed).SerializeToString()
-        with open_tensors(graph, (1, *self.patch), threads=self.threads) as run:
+        with self._opened(with_outputs(self.model, computed)) as run:
 
             def cut(patch: Patch) -> Mapping[str, NDArray[Any]]:
                 values = run(patch[None]).values()
@@ -73,6 +74,9 @@ class ObservedNetwork:
     def targets(self) -> tuple[Target, ...]:
         """The tensors that layers read."""
         return tuple(Target(name=name, sources=sources) for name, sources in targets(self.model))
+
+    def _opened(self, graph: onnx.ModelProto) -> AbstractContextManager[Callable[[Patch], Mapping[str, NDArray[Any]]]]:
+        return open_tensors(graph.SerializeToString(), (1, *self.patch), threads=self.threads)
 
     def _names(self) -> tuple[str, ...]:
         joined = clean(self.model, rewrite_conv_transpose=False, split_instance_norm=False).model

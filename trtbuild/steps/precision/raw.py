@@ -70,7 +70,7 @@ def _prepared(case: Case, config: CalibrationConfig, spec: ModelSpec, previous: 
     labels = None
     if label_file is not None:
         truth = labels_for_image(label_file, spec.reader, image).labels
-        labels = _on_disk(labels_on_grid(truth, result.grid, spec), scratch / f"{case.id}_seg.npy")
+        labels = _on_disk(labels_on_grid(truth, image.data, result.grid, spec), scratch / f"{case.id}_seg.npy")
     data = _on_disk(result.data, scratch / f"{case.id}.npy")
     files = [*case.files, *(file for file in (label_file, before_file) if file is not None)]
     return RawCase(name=case.id, source=ArraySource(name=case.id, data=data, labels=labels), digest=_digest(files))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,18 +17,19 @@ from trtbuild.engine import plain_record
 from trtbuild.errors import TrtbuildError
 from trtbuild.graph import clean, load_onnx, opset_from_model
 from trtbuild.graph.precision import cast, fp16_sensitive
-from trtbuild.machine import usable_cores
+from trtbuild.machine import give_back_memory, usable_cores
 from trtbuild.spec import NetworkRecord, Precision
 from trtbuild.steps.compilation.networks import INFERENCE_PRECISION, Networks, Report
 from trtbuild.steps.precision.calibrate import Calibration, calibrated
-from trtbuild.steps.precision.data import StageData, stage_data
+from trtbuild.steps.precision.data import StageData, check_previous, stage_data
 from trtbuild.steps.precision.decide import Decision, Int8Job, decide, kept_layers, methods_of, with_layers
 from trtbuild.steps.precision.gate import Gate, open_gate
-from trtbuild_calibration import Progress, ScaleTable, cache_from_scales
+from trtbuild_calibration import Progress, ScaleTable, Source, cache_from_scales
 
 if TYPE_CHECKING:
     import onnx
 
+NOTHING_LEFT = "no layer of the network is left to be quantised"
 Say = Callable[[str], None]
 Facts = Mapping[str, Any]
 
@@ -103,6 +105,8 @@ def typed_networks(
     """
     if config.calibration is None:
         raise TrtbuildError("There is no calibration data.", expected="--calibration or --calibration-images")
+    check_previous(config.calibration, networks.stages)
+    give_back_memory()  # what the export took and freed would lie beside the activations
     job = _Job(config=config, data=config.calibration, backends=backends, scratch=scratch, report=report, say=say)
     typed = {}
     for number, stage in enumerate(networks.stages):
@@ -124,26 +128,41 @@ def _content(file: bytes | Path) -> bytes:
 
 
 def _typed(job: _Job, stage: Stage, network: NetworkRecord, file: Path, data: StageData) -> TypedNetwork:
-    calibration, held_out = data.split(network.fold, job.data.seed)  # without a gate too: the scales stay the same
+    calibration, held_out = data.split(network.fold, job.data.seed, gated=job.config.gate is not None)
     accurate = clean(load_onnx(file), rewrite_conv_transpose=False, split_instance_norm=True).model
-    gate = None
-    if job.config.gate is not None:
-        job.report(f"FP32 of {network.id} on {job.config.gate.patches} patches of {len(held_out)} held-out cases")
-        reference = job.scratch / f"{network.id}_reference.onnx"
-        write_whole(reference, accurate.SerializeToString())
-        record = plain_record(network, backend=job.backends[0], inference_precision="f32", threads=job.threads)
-        gate = open_gate(
-            held_out, stage.spec, job.config.gate, seed=job.data.seed, reference=(record, reference),
-            scratch=job.scratch, say=job.say,
-        )  # fmt: skip
-    if job.config.precision == "bf16":
-        return _bf16(job, network, file, gate)
-    job.report(f"calibrating {network.id} on {job.data.patches} patches of {len(calibration)} cases")
-    work = Calibration(spec=stage.spec, sources=calibration, data=data, config=job.data, threads=job.threads)
-    table = calibrated(network.id, accurate, work, calibration_progress(job.say))
-    for label in table.coverage.missed:
-        job.report(f"no patch holds class {label}: {table.coverage.classes[label].missed}")
-    return (_int8 if job.config.precision == "int8" else _fp16)(job, network, accurate, table, gate)
+    with ExitStack() as stack:
+        gate = _gate(job, stage, network, accurate, held_out)
+        if gate is not None:
+            stack.callback(gate.forget)
+        if job.config.precision == "bf16":
+            return _bf16(job, network, file, gate)
+        job.report(f"calibrating {network.id} on {job.data.patches} patches of {len(calibration)} cases")
+        work = Calibration(spec=stage.spec, sources=calibration, data=data, config=job.data, threads=job.threads)
+        table = calibrated(network.id, accurate, work, calibration_progress(job.say))
+        for label in table.coverage.missed:
+            job.report(f"no patch holds class {label}: {table.coverage.classes[label].missed}")
+        return (_int8 if job.config.precision == "int8" else _fp16)(job, network, accurate, table, gate)
+
+
+def _gate(
+    job: _Job, stage: Stage, network: NetworkRecord, accurate: onnx.ModelProto, held_out: Sequence[Source]
+) -> Gate | None:
+    """FP32 on the held-out patches, by the first backend; None without a gate."""
+    if job.config.gate is None:
+        return None
+    job.report(f"FP32 of {network.id} on {job.config.gate.patches} patches of {len(held_out)} held-out cases")
+    file = job.scratch / f"{network.id}_reference.onnx"
+    write_whole(file, accurate.SerializeToString())
+    record = plain_record(network, backend=job.backends[0], inference_precision="f32", threads=job.threads)
+    return open_gate(
+        held_out,
+        stage.spec,
+        job.config.gate,
+        seed=job.data.seed,
+        reference=(record, file),
+        scratch=job.scratch,
+        say=job.say,
+    )
 
 
 def calibration_progress(say: Say) -> Callable[[Progress], None]:
@@ -239,7 +258,7 @@ def _gated(
 ) -> tuple[tuple[Facts, ...], tuple[str, ...]]:
     """The gate of every backend, and the reasons why one of them, or the decision, does not pass."""
     if gate is None:
-        return (), () if decision is None or decision.passed else ("no layer of the network can be quantised",)
+        return (), () if decision is None or decision.passed else (f"{network.id}: {NOTHING_LEFT}",)
     file = job.scratch / f"{network.id}_gated.onnx"
     write_whole(file, content)
     gates, failures = [], []
@@ -275,7 +294,8 @@ def _reasons(judged: Verdict, decision: Decision | None) -> tuple[str, ...]:
     if not judged.passed:
         return judged.reasons
     if decision is not None and not decision.passed:
-        return ("only with every layer back in higher precision does it pass",)
+        rolled_back = decision.facts["roll_back"] is not None
+        return ("only with every layer back in higher precision does it pass" if rolled_back else NOTHING_LEFT,)
     return ()
 
 

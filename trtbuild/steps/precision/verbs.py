@@ -13,7 +13,7 @@ from trtbuild.graph import clean, load_onnx, save_onnx
 from trtbuild.graph.precision import cast, fp16_sensitive, quantize, targets, tensorrt_form
 from trtbuild.machine import usable_cores
 from trtbuild.steps.precision.calibrate import Calibration, calibrated
-from trtbuild.steps.precision.data import as_input_errors, stage_data
+from trtbuild.steps.precision.data import as_input_errors, check_previous, stage_data
 from trtbuild.steps.precision.decide import kept_layers
 from trtbuild.steps.precision.typed import calibration_facts, calibration_progress
 from trtbuild_calibration import ScaleTable, check_cache, read_cache, read_table
@@ -38,6 +38,7 @@ def calibrate_bundle(
     check_folds(folds)
     check_threads(threads)
     bundle = open_bundle(path)
+    check_previous(config, bundle.manifest.stages)
     facts = []
     with tempfile.TemporaryDirectory(prefix="trtbuild-") as scratch:
         for number, stage in enumerate(bundle.manifest.stages):
@@ -73,7 +74,7 @@ def _calibrated_stage(
     )  # fmt: skip
     facts = []
     for network in (network for network in roots if folds is None or network.fold in folds):
-        sources, _ = data.split(network.fold, config.seed)
+        sources, _ = data.split(network.fold, config.seed, gated=False)
         report(f"calibrating {network.id} on {config.patches} patches of {len(sources)} cases")
         model = clean(load_onnx(bundle.file(network.file)), rewrite_conv_transpose=False, split_instance_norm=True)
         job = Calibration(spec=stage.spec, sources=sources, data=data, config=config, threads=threads)

@@ -15,7 +15,7 @@ from trtbuild.volume.preparation.checks import checked_image, checked_previous, 
 from trtbuild.volume.preparation.crop import Box, filled_nonzero_mask, nonzero_box
 from trtbuild.volume.preparation.normalize import needs_mask, normalized_channel
 from trtbuild.volume.resampling.image import new_shape, resample_into
-from trtbuild.volume.resampling.labels import Label, resample_segmentation
+from trtbuild.volume.resampling.labels import resample_segmentation
 
 Shape = tuple[int, ...]
 
@@ -116,20 +116,28 @@ def prepared_from_array(
     return Prepared(data=result, grid=grid)
 
 
-def labels_on_grid(labels: NDArray[Label], grid: CaseGrid, spec: ModelSpec) -> NDArray[Label]:
-    """Labels (Z, Y, X) on an image's own grid, on the network's: transposed, cropped and resampled as the image was.
+def labels_on_grid(
+    labels: NDArray[np.integer[Any]], image: NDArray[Any], grid: CaseGrid, spec: ModelSpec
+) -> NDArray[np.signedinteger[Any]]:
+    """Labels as nnU-Net prepares those of training cases: cropped and resampled as the image, -1 where that is 0.
 
-    As nnU-Net prepares the labels of training cases, but without its -1 where the image is 0: background is 0 here.
+    Args:
+        labels: (Z, Y, X) on the image's own grid.
+        image: (C, Z, Y, X) as read.
+        grid: how the image was prepared.
+        spec: of the model.
 
     Raises:
-        InputError: the labels have another shape than the image that `grid` is of.
+        InputError: the labels have another shape than the image.
         ModelError: the plans give no way to resample segmentations.
     """
-    turned = labels.transpose(spec.transpose_forward)
+    forward = spec.transpose_forward
+    turned = labels.transpose(forward)
     if turned.shape != grid.shape:
         raise InputError("The labels do not fit their image.", expected=grid.shape, got=turned.shape)
-    cropped = np.ascontiguousarray(turned[grid.box])
-    return resample_segmentation(cropped, grid.resampled, grid.spacing, grid.target, spec.resample_segmentation)
+    cropped = image.transpose(0, *(axis + 1 for axis in forward))[(slice(None), *grid.box)]
+    marked = _marked(turned[grid.box], filled_nonzero_mask(cropped))
+    return resample_segmentation(marked, grid.resampled, grid.spacing, grid.target, spec.resample_segmentation)
 
 
 def _marked(labels: NDArray[np.integer[Any]], mask: NDArray[np.bool_]) -> NDArray[np.signedinteger[Any]]:
