@@ -15,7 +15,6 @@ import pytest
 from calibration_samples import write_blosc, write_case
 from int8_samples import KINDS, LENIENT, cascade_data, compiled, data_identifier, nnunet_case, read_json
 from models import root, subject, zoo_model
-from scipy.ndimage import binary_dilation
 
 from trtbuild.bundle import Bundle, open_bundle
 from trtbuild.config import CalibrationConfig, GateConfig
@@ -110,13 +109,7 @@ def test_raw_images_become_what_nnunet_preprocessed(stage: int, tmp_path: Path) 
         expected, labels = theirs.read_labels(box), ours.read_labels(box)
         assert expected is not None
         assert labels is not None
-        assert (labels[expected < 0] == 0).all()
-        # at the rim of the image nnU-Net's -1 takes part in the resampling of the labels
-        rim = binary_dilation(expected < 0, np.ones((3, 3, 3)))
-        inside = (expected >= 0) & ~rim
-        assert inside.sum() > 0.2 * (expected >= 0).sum()
-        np.testing.assert_array_equal(labels[inside], expected[inside])
-        assert np.mean(labels[expected >= 0] != expected[expected >= 0]) < 0.01
+        np.testing.assert_array_equal(labels, expected)
 
 
 def test_raw_images_without_labels_calibrate_as_preprocessed_ones_and_are_judged_against_fp32(tmp_path: Path) -> None:
