@@ -1,8 +1,12 @@
-"""Agreements with chosen numbers, for tests of what is decided by them."""
+"""Agreements with chosen numbers, and runners that are functions, for tests of what the gate makes of them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from trtbuild.accuracy.agreement import Agreement, ClassAgreement
 from trtbuild.accuracy.logit_sums import LogitSums
@@ -51,3 +55,40 @@ def losing(loss: float) -> Agreement:
     """
     voxels = 10 * MILLION
     return agreement_of(class_of("organ", voxels, 0, round(2 * voxels * loss / (1 + loss))))
+
+
+class FunctionRunner:
+    """A runner of a function from an image (C, *patch) to logits (heads, *patch)."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.function = function
+
+    def __enter__(self) -> FunctionRunner:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+    def infer(self, batch: Any) -> Any:
+        return np.stack([self.function(image) for image in batch]).astype(np.float32)
+
+
+class Opening:
+    """What `open_runner` is replaced by: opens functions by the names of model files, and keeps their names."""
+
+    def __init__(self, functions: Mapping[str, Callable[[Any], Any]]) -> None:
+        self.functions, self.opened = functions, list[str]()
+
+    def __call__(self, record: Any, model: Path) -> FunctionRunner:
+        self.opened.append(model.name)
+        return FunctionRunner(self.functions[model.name])
+
+
+def thresholds(low: float, high: float, outside: int) -> Callable[[Any], Any]:
+    """Three classes by the value of the first channel: below `low`, up to `high`, above; `outside` where it is 0."""
+
+    def logits(image: Any) -> Any:
+        found = np.where(image[0] == 0, outside, (image[0] > low).astype(int) + (image[0] > high))
+        return np.stack([found == value for value in range(3)])
+
+    return logits

@@ -70,6 +70,13 @@ def test_reading_equals_nnunets_crop_and_pad(shape, patch, corner, seed) -> None
     np.testing.assert_array_equal(found.labels, crop_and_pad_nd(one.labels, box, -1))
     assert found.data.dtype == np.float32
     assert found.labels.dtype == np.int16
+    image_part = tuple(slice(max(0, start), stop) for start, stop in box)
+    np.testing.assert_array_equal(found.data[(slice(None), *found.inside)], one.data[(slice(None), *image_part)])
+    np.testing.assert_array_equal(found.labels[found.inside], one.labels[image_part])
+    outside = np.ones(patch, bool)
+    outside[found.inside] = False
+    assert not found.data[:, outside].any()
+    assert (found.labels[outside] == -1).all()
 
 
 @given(shape=SHAPES, patch=SHAPES, flat=st.booleans(), seed=st.integers(0, 99))
@@ -246,7 +253,14 @@ def test_two_dimensions_take_one_slice() -> None:
     assert 0 <= z < 5
     inside = one.data[:, z, max(0, y) : y + 8, max(0, x) : x + 9]
     np.testing.assert_array_equal(patch.data[:, : inside.shape[1], : inside.shape[2]], inside)
+    np.testing.assert_array_equal(patch.data[(slice(None), *patch.inside)], inside)
+    np.testing.assert_array_equal(patch.labels[patch.inside], one.labels[z, max(0, y) : y + 8, max(0, x) : x + 9])
     assert sample.coverage.missed == ()
+
+
+def test_two_dimensions_know_their_padding() -> None:
+    found = read_patch(source(shape=(5, 6, 7)), Place(case="a", corner=(2, -1, 3), forced=None), (9, 8))
+    assert found.inside == (slice(1, 7), slice(0, 4))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -1,19 +1,32 @@
-"""The gate's measurement against nnU-Net's own functions and float64, and its decisions at their limits."""
+"""The gate's measurement against nnU-Net's own functions and float64, its decisions at their limits, its patches."""
 
 from __future__ import annotations
 
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from gate_samples import MILLION, agreement_of, class_of, losing, missing, sums_of, unlabelled_class
+from gate_samples import (
+    MILLION,
+    Opening,
+    agreement_of,
+    class_of,
+    losing,
+    missing,
+    sums_of,
+    thresholds,
+    unlabelled_class,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nnunetv2.evaluation.evaluate_predictions import compute_tp_fp_fn_tn, region_or_label_to_mask
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from runner_samples import make_record
+from specs import make_spec
 
 from trtbuild.accuracy.agreement import (
     Agreement,
@@ -22,11 +35,16 @@ from trtbuild.accuracy.agreement import (
     pooled,
     segmentation_from_logits,
 )
-from trtbuild.accuracy.gate import Limits, facts_from_verdict, score, verdict
+from trtbuild.accuracy.gate import GROWTH, Limits, facts_from_verdict, score, verdict
+from trtbuild.accuracy.metrics import Overlap
+from trtbuild.config import GateConfig
 from trtbuild.errors import InputError, NonFinite, TrtbuildError
 from trtbuild.source.fields import Field
 from trtbuild.source.labels import labels_from_dataset
 from trtbuild.spec import Labels
+from trtbuild.steps.precision import gate as gate_room
+from trtbuild.steps.precision.gate import Gate, open_gate
+from trtbuild_calibration import ArraySource
 
 PLAIN: dict[str, Any] = {"labels": {"background": 0, "grey": 1, "white": 2, "fluid": 3}}
 IGNORING: dict[str, Any] = {"labels": {"background": 0, "a": 1, "b": 2, "ignore": 3}}
@@ -281,6 +299,79 @@ def test_a_class_that_fp32_never_finds_proves_nothing() -> None:
     assert (found.passed, found.judged) == (False, ())
 
 
+def grown(voxels: int, fp32: int, candidate: int, labelled: bool) -> Agreement:
+    """A class of `voxels` in the labels, none of which FP32 or the candidate finds, and one that is right."""
+    between = Overlap(tp=min(fp32, candidate), fp=max(0, candidate - fp32), fn=max(0, fp32 - candidate), tn=MILLION)
+    found = [Overlap(tp=0, fp=n, fn=voxels, tn=MILLION) if labelled else None for n in (fp32, candidate)]
+    return agreement_of(
+        class_of("nerve", voxels, 0, 0, between, reference=found[0], candidate=found[1]),
+        class_of("a", 10_000, 50, 50) if labelled else unlabelled_class("a", 10_000, 0),
+    )
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_class_that_the_candidate_invents_fails(labelled: bool) -> None:
+    found = verdict(grown(0, 0, MILLION // 3, labelled), LIMITS)
+    assert found.reasons == (
+        "Class nerve, which is not judged, grows from 0 voxels (FP32) to 333333; the limit is 100.",
+    )
+    assert (found.passed, found.judged, found.damage) == (False, ("a",), pytest.approx(3333.33))
+
+
+@pytest.mark.parametrize(
+    ("voxels", "fp32", "labelled", "most"),
+    [
+        (0, 0, True, 100), (99, 1, True, 101), (99, 1000, True, 1100), (99, 1009, True, 1109), (99, 1010, True, 1111),
+        (5000, 12_340, True, 13_574), (0, 0, False, 100), (99, 99, False, 199),
+    ],
+)  # fmt: skip
+def test_a_class_that_is_not_judged_may_grow_up_to_its_limit(voxels: int, fp32: int, labelled: bool, most: int) -> None:
+    """A hundred voxels, or a tenth of FP32's: absent, too small, or never found by FP32; with labels and without."""
+    assert GROWTH == 0.1
+    for candidate, damage in ((0, 0), (fp32, 0), (most, 1), (most + 1, (most + 1 - fp32) / (most - fp32))):
+        found = verdict(grown(voxels, fp32, candidate, labelled), LIMITS)
+        assert found.passed == (candidate <= most)
+        assert found.damage == pytest.approx(damage)
+        assert found.judged == ("a",)
+    assert f"(FP32) to {most + 1}; the limit is {most}." in found.reasons[0]
+
+
+def test_a_candidate_that_invents_a_class_does_not_win_the_contest() -> None:
+    inventing, rougher = replace(grown(0, 0, 101, True), logits=sums_of(0.01)), grown(0, 0, 0, True)
+    assert score(rougher, LIMITS) < score(inventing, LIMITS)
+    worse = replace(grown(0, 0, 50_000, True), logits=sums_of(0.001))
+    assert score(inventing, LIMITS) < score(worse, LIMITS)
+
+
+def test_background_may_grow() -> None:
+    background = class_of("background", 0, 0, 0, missing(0, 0, invented=MILLION), foreground=False)
+    assert verdict(agreement_of(background, class_of("a", 1000, 0, 0)), LIMITS).passed
+
+
+def test_what_fails_by_little_is_printed_with_the_digits_that_show_it() -> None:
+    strict = Limits(mean_loss=0, class_loss=0, agreement=0.999)
+    first, second = verdict(agreement_of(class_of("a", MILLION, 10, 15)), strict).reasons
+    loss = 2 * (MILLION - 10) / (2 * MILLION - 10) - 2 * (MILLION - 15) / (2 * MILLION - 15)
+    assert first.startswith(f"Mean Dice of the judged classes (1) falls by {loss:.4g}, from 1.0000 (FP32) to 1.0000;")
+    assert second.startswith(f"Class a: Dice falls by {loss:.4g}, from")
+    (close,) = verdict(agreement_of(unlabelled_class("a", MILLION, 2000)), strict).reasons
+    assert close == "Class a: Dice against FP32's output is 0.998999; the limit is 0.999."
+    just_above = losing(0.020001)
+    assert "Dice falls by 0.020001, " in verdict(just_above, LIMITS).reasons[1]
+
+
+def test_one_voxel_and_one_value_are_singular() -> None:
+    found = verdict(grown(1, 1, 103, True), LIMITS)
+    assert found.notes == (
+        "Class nerve is not judged: 1 voxel in the labels, needs 100. FP32 gives it 1 voxel, the candidate 103.",
+    )
+    assert "grows from 1 voxel (FP32) to 103; the limit is 101." in found.reasons[0]
+    one_value = verdict(replace(losing(0), nonfinite=1), LIMITS)
+    assert one_value.reasons == ("The candidate returned NaN or infinity in 1 value of its logits.",)
+    nothing = verdict(agreement_of(class_of("a", 1, 1, 1)), Limits(min_voxels=1))
+    assert nothing.reasons == ("No class can be judged: none has 1 voxel that FP32 finds too.",)
+
+
 def test_without_labels_each_class_is_held_against_fp32() -> None:
     good, bad, rare = unlabelled_class("a", 1000, 20), unlabelled_class("b", 1000, 40), unlabelled_class("c", 10, 10)
     found = verdict(agreement_of(good, bad, rare), LIMITS)
@@ -360,3 +451,140 @@ def test_facts_of_a_verdict_are_plain_json_with_the_limits_that_were_used() -> N
     assert facts["limits"] == {"mean_loss": 0.005, "class_loss": 0.02, "agreement": 0.985, "min_voxels": 100}
     assert facts["passed"] is False
     assert facts["damage"] == pytest.approx(0.007 / 0.005, rel=1e-4)
+
+
+# --- the patches and FP32's logits ------------------------------------------------------------------------------------
+
+FP32, CANDIDATE = "fp32.onnx", "candidate.onnx"
+# outside the image FP32 finds class a and the candidate class b
+FUNCTIONS = {FP32: thresholds(-0.5, 0.5, 1), CANDIDATE: thresholds(-0.45, 0.4, 2)}
+
+
+def case(name: str, shape: tuple[int, ...], *, labels: Any = "drawn", seed: int = 0) -> ArraySource:
+    """Values in three classes, and labels that are wrong in a tenth of the voxels."""
+    rng = np.random.default_rng(seed)
+    data = rng.normal(0, 1, (1, *shape)).astype(np.float32)
+    truth = (data[0] > -0.5).astype(np.int16) + (data[0] > 0.5)
+    wrong = rng.random(shape) < 0.1
+    truth[wrong] = rng.integers(-1, 3, int(wrong.sum()))
+    return ArraySource(name=name, data=data, labels=truth if isinstance(labels, str) else labels)
+
+
+def opened_gate(sources: Any, scratch: Path, *, patch: tuple[int, ...] = (8, 12, 10), patches: int = 5) -> Gate:
+    return open_gate(
+        sources, make_spec(patch=patch, spacing=(1.0,) * len(patch)), GateConfig(patches=patches), seed=0,
+        reference=(make_record("null"), Path(FP32)), scratch=scratch, say=lambda line: None,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def opening(monkeypatch: pytest.MonkeyPatch) -> Opening:
+    runners = Opening(FUNCTIONS)
+    monkeypatch.setattr(gate_room, "open_runner", runners)
+    return runners
+
+
+def regions_inside(gate: Gate, sources: Any, patch: tuple[int, ...]) -> tuple[Any, Any]:
+    """Values and labels of all patches without their padding, read from the images themselves."""
+    by_name, values, truth = {source.name: source for source in sources}, [], []
+    for place in gate.patches.places:
+        lengths = (1, *patch) if len(patch) == 2 else patch
+        box = tuple(slice(max(0, c), c + n) for c, n in zip(place.corner, lengths, strict=True))
+        values.append(by_name[place.case].data[0][box].ravel())
+        truth.append(by_name[place.case].labels[box].ravel())
+    return np.concatenate(values), np.concatenate(truth)
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch"), [((5, 7, 6), (8, 12, 10)), ((9, 30, 11), (8, 12, 10)), ((4, 7, 30), (12, 10))]
+)
+def test_padding_is_not_measured(
+    shape: tuple[int, ...], patch: tuple[int, ...], opening: Opening, tmp_path: Path
+) -> None:
+    sources = [case("x", shape, seed=1)]
+    with opened_gate(sources, tmp_path, patch=patch) as gate:
+        found = gate.agreement(make_record("null"), Path(CANDIDATE), lambda line: None)
+        kept = sum(np.load(file).size for file in gate.reference)
+        assert kept < 5 * 3 * math.prod(patch), "some of it is padding"
+    values, truth = regions_inside(gate, sources, patch)
+    if shape == (5, 7, 6):  # the whole image lies in every patch
+        assert values.size == 5 * math.prod(shape)
+    fp32, candidate = ((values > low).astype(int) + (values > high) for low, high in ((-0.5, 0.5), (-0.45, 0.4)))
+    assert found.voxels == values.size
+    assert found.flipped == np.count_nonzero(fp32 != candidate)
+    for value, c in enumerate(found.classes):
+        for a, b, overlap in (
+            (truth, fp32, c.reference),
+            (truth, candidate, c.candidate),
+            (fp32, candidate, c.between),
+        ):
+            one, other = (np.maximum(x, 0) == value for x in (a, b))
+            assert overlap is not None
+            assert overlap.dice == 2 * np.count_nonzero(one & other) / (one.sum() + other.sum())
+
+
+def test_a_gate_knows_what_its_patches_hold_and_whether_there_are_labels(opening: Opening, tmp_path: Path) -> None:
+    sources = [case("x", (9, 30, 11)), case("y", (9, 13, 11), seed=2)]
+    with opened_gate(sources, tmp_path) as gate:
+        assert (gate.labelled, gate.cases) == (True, ("x", "y"))
+        assert gate.agreement(make_record("null"), Path(CANDIDATE), lambda line: None).labelled
+    truth = regions_inside(gate, sources, (8, 12, 10))[1]
+    assert {v: c.voxels for v, c in gate.coverage.classes.items()} == {v: np.count_nonzero(truth == v) for v in (1, 2)}
+    with opened_gate([replace(source, labels=None) for source in sources], tmp_path) as gate:
+        assert not gate.labelled
+        assert not gate.agreement(make_record("null"), Path(CANDIDATE), lambda line: None).labelled
+        assert gate.coverage.classes == {}
+
+
+def test_fp32s_logits_are_gone_at_the_end(opening: Opening, tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with opened_gate([case("x", (5, 7, 6))], tmp_path) as gate:
+            assert sorted(gate.reference) == sorted(tmp_path.iterdir())
+            assert len(gate.reference) == 5
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fp32_that_fails_half_way_leaves_no_logits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def failing(image: Any) -> Any:
+        calls.append(len(list(tmp_path.iterdir())))
+        if len(calls) == 3:
+            raise NonFinite("broken")
+        return FUNCTIONS[FP32](image)
+
+    monkeypatch.setattr(gate_room, "open_runner", Opening({FP32: failing}))
+    with pytest.raises(NonFinite, match="broken"):
+        opened_gate([case("x", (5, 7, 6))], tmp_path)
+    assert calls == [0, 1, 2]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cases_without_labels_among_others_are_named_before_anything_runs(opening: Opening, tmp_path: Path) -> None:
+    sources = [case(name, (5, 7, 6), labels=None if name in "db" else "drawn") for name in "dacb"]
+    with pytest.raises(InputError, match="have labels and some have none") as caught:
+        opened_gate(sources, tmp_path, patches=1)
+    assert "none for 2 of 4 cases" in str(caught.value)
+    assert caught.value.where == "b, d"
+    assert opening.opened == []
+
+
+def test_a_value_that_the_model_does_not_know_is_named_with_its_case_before_anything_runs(
+    opening: Opening, tmp_path: Path
+) -> None:
+    strange = np.ones((5, 7, 6), np.int16)
+    strange[0, 0, 0], strange[4, 6, 5], strange[2] = 9, 7, -1
+    sources = [case("fine", (5, 7, 6)), case("liver_12", (5, 7, 6), labels=strange)]
+    with pytest.raises(InputError, match="a value that the model does not know") as caught:
+        opened_gate(sources, tmp_path)
+    assert (caught.value.expected, caught.value.got) == ([0, 1, 2], "7, 9")
+    assert "case liver_12, patch at (" in str(caught.value)
+    assert opening.opened == []
+    strange[strange > 2] = 2
+    with opened_gate(sources, tmp_path) as gate:
+        assert gate.labelled
+    assert opening.opened == [FP32]

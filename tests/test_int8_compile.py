@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 import trtbuild
 from trtbuild.bundle import Bundle, open_bundle
 from trtbuild.config import CalibrationConfig, CompileConfig, GateConfig
-from trtbuild.errors import EngineError, GateFailed
+from trtbuild.errors import EngineError, GateFailed, TrtbuildError
 from trtbuild.graph import load_onnx
 from trtbuild.runtime.openvino import openvino_module
 from trtbuild.steps.compilation.compile import compile_bundle
@@ -457,7 +457,7 @@ def test_the_other_precisions_are_gated_as_well(
     monkeypatch.setattr(Gate, "agreement", lambda *arguments: replace(original(*arguments), nonfinite=1))
     with pytest.raises(GateFailed, match=f"{precision.upper()} is not good enough") as caught:
         low_int8(tmp_path / "b.trtb", precision=precision)
-    assert "NaN or infinity in 1 values" in str(caught.value)
+    assert "NaN or infinity in 1 value" in str(caught.value)
     bundle = open_bundle(tmp_path / "b.trtb")
     assert [(e.network, e.precision, e.inference_precision) for e in bundle.manifest.engines] == [
         ("fold_0_fp32", "fp32", "f32")
@@ -468,9 +468,9 @@ def test_the_other_precisions_are_gated_as_well(
 
 @pytest.mark.parametrize("gate", [None, LENIENT])
 def test_a_network_of_which_every_layer_is_kept_has_no_int8(gate: GateConfig | None, tmp_path: Path) -> None:
-    with pytest.raises(GateFailed, match=r"fold_0.*no layer of the network is left to be quantised"):
+    with pytest.raises(TrtbuildError, match="nothing is left to quantise"):
         low_int8(tmp_path / "b.trtb", gate=gate, method="minmax", keep=(".",))
-    assert {e.precision for e in open_bundle(tmp_path / "b.trtb").manifest.engines} == {"fp32"}
+    assert not (tmp_path / "b.trtb").exists()
 
 
 def test_a_backend_that_does_not_pass_takes_int8_from_all_of_them(

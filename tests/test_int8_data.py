@@ -22,7 +22,7 @@ from trtbuild.errors import InputError, TrtbuildError
 from trtbuild.spec import ModelSpec
 from trtbuild.steps.precision.data import StageData, stage_data
 from trtbuild.steps.precision.data import data_identifier as identifier_from_plans
-from trtbuild_calibration import read_table
+from trtbuild_calibration import ArraySource, read_table
 
 FULL = ("stage_0_fold_0_fp32", "stage_1_fold_0_fp32")
 LOW = "fold_0_fp32"
@@ -181,6 +181,31 @@ def test_the_gate_judges_by_the_folds_validation_cases(tmp_path: Path) -> None:
     assert judged == [{kind} for kind in KINDS]
 
 
+@pytest.mark.parametrize(
+    ("splits", "fold", "expected"),
+    [
+        (True, "0", "validation cases of fold 0 (splits_final.json)"),
+        (True, "1", "validation cases of fold 1 (splits_final.json)"),
+        (True, "all", "drawn by the seed: FP32 may have been trained on them"),
+        (False, "0", "drawn by the seed: FP32 may have been trained on them"),
+    ],
+)
+def test_it_is_said_whether_fp32_may_have_seen_the_gates_cases(
+    splits: bool, fold: str, expected: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "splits_final.json"
+    validation = [["b", "e"], ["c", "d"]]
+    file.write_text(json.dumps([{"train": [n for n in "abcde" if n not in val], "val": val} for val in validation]))
+    sources = {name: ArraySource(name=name, data=np.zeros((1, 2, 2, 2), np.float32)) for name in "abcde"}
+    data = StageData(sources=sources, digest=str, splits=file if splits else None)
+    assert data.held_out_by(fold) == expected
+    gate = {source.name for source in data.split(fold, 0, gated=True)[1]}
+    if "validation" in expected:
+        assert gate == set(validation[int(fold)])
+    else:
+        assert len(gate) == 1
+
+
 def test_splits_that_are_damaged_stop_it(tmp_path: Path) -> None:
     dataset = dataset_copy(tmp_path / "dataset")
     (dataset / "splits_final.json").write_text('[{"train": ["main"]')
@@ -249,6 +274,11 @@ def strange_label(dataset: Path) -> None:
         write_blosc(file, np.full(blosc2.open(str(file)).shape, 9, np.int8))
 
 
+def some_labels(dataset: Path) -> None:
+    (dataset / "splits_final.json").write_text(json.dumps([{"train": ["main"], "val": ["small", "turned"]}]))
+    (dataset / "nnUNetPlans_3d_lowres" / "turned_seg.b2nd").unlink()
+
+
 BAD: dict[str, tuple[Spoil, str, str]] = {
     "empty folder": (no_cases, "holds no preprocessed cases", "an empty folder"),
     "no folder": (no_folder, "There is no such folder", "nnUNet_preprocessed"),
@@ -260,7 +290,8 @@ BAD: dict[str, tuple[Spoil, str, str]] = {
     "NaN": (nan_patch, "A patch holds NaN or infinity", "case "),
     "one case": (one_case, "no cases left for the gate", "--no-gate"),
     "cut file": (cut_file, "A file of a preprocessed case is damaged", "main.b2nd"),
-    "strange label": (strange_label, "a value that the model does not know", "9"),
+    "strange label": (strange_label, "a value that the model does not know", "case "),
+    "some labels": (some_labels, "gate's cases have labels and some have none", "turned"),
 }
 
 

@@ -39,7 +39,7 @@ from trtbuild.spec import TensorSpec
 from trtbuild.steps.precision import gate as gate_room
 from trtbuild.steps.precision.calibrate import Calibration, calibrated
 from trtbuild.steps.precision.data import StageData
-from trtbuild.steps.precision.decide import Decision, Int8Job, decide
+from trtbuild.steps.precision.decide import KEPT, ROLLED_BACK, Decision, Int8Job, decide
 from trtbuild.steps.precision.gate import Gate, open_gate
 from trtbuild.steps.precision.network import ObservedNetwork
 from trtbuild_calibration import METHODS, PatchSequence, ScaleTable, cases_from_folder, open_case, sample_places
@@ -143,9 +143,7 @@ def sample() -> Sample:
         [replace(sources[2], segmentation=None)], SPEC, GateConfig(patches=4), seed=0, reference=(reference, file),
         scratch=scratch, say=lambda line: None,
     )  # fmt: skip
-    job = Int8Job(
-        model=joined, table=table, methods=("minmax",), kept=frozenset(), record=typed, gate=gate, scratch=scratch
-    )
+    job = Int8Job(model=joined, table=table, methods=("minmax",), kept={}, record=typed, gate=gate, scratch=scratch)
     return Sample(job=job, gate=gate, percentile=percentiles(written, sources[:2]))
 
 
@@ -173,7 +171,7 @@ def counted_runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     original = gate_room.open_runner
 
     def noting(record: Any, model: Path, **options: Any) -> Any:
-        opened.append(record.options["quantized_layers"])
+        opened.append(record.options.get("quantized_layers", 0))
         return original(record, model, **options)
 
     with monkeypatch.context() as patched:
@@ -209,7 +207,9 @@ def test_a_broken_layer_and_two_mildly_bad_ones_are_found_rolled_back_and_named(
     assert {one["layer"] for one in facts["sensitivities"][:3]} == set(spoiled)
     assert facts["sensitivities"][0]["layer"] == BROKEN
     assert set(result.network.quantized) == {one["layer"] for one in facts["sensitivities"]} - set(spoiled)
-    assert {line.split(":")[0] for line in result.network.left} >= set(spoiled)
+    assert {line for line in result.left if line.endswith(ROLLED_BACK)} == {
+        f"{layer}: rolled back by the gate" for layer in spoiled
+    }
     # 23 layers: 23 sensitivities; 1 with all rolled back, ceil(log2 23) = 5 of the bisection, k - 1 = 2 given back
     assert facts["sensitivity_runs"] == CONVS
     assert facts["gate_runs"] <= 1 + 5 + 2 <= 1 + 5 + GIVE_BACK
@@ -264,11 +264,13 @@ def test_what_cannot_pass_is_said_after_two_runs_and_keeps_nothing_in_int8(monke
 
 def test_layers_that_are_kept_are_never_quantised_nor_rolled_back() -> None:
     who = sample()
-    job = replace(who.job, table=who.planted(who.spoiled()), kept=frozenset(who.spoiled()))
+    job = replace(who.job, table=who.planted(who.spoiled()), kept=dict.fromkeys(who.spoiled(), KEPT))
     result = decided(job)
     assert result.passed
     assert result.facts["roll_back"] is None
     assert len(result.network.quantized) == CONVS - 3
+    assert {line for line in result.left if line.endswith(": --keep")} == {f"{name}: --keep" for name in who.spoiled()}
+    assert not [line for line in result.left if "as asked" in line]
 
 
 def test_without_a_gate_the_method_that_was_asked_for_is_taken() -> None:

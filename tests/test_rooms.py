@@ -65,7 +65,7 @@ DOORS = {
     # prediction, and compilation in FP32, do without it
     "trtbuild_calibration": {
         f"steps/precision/{name}.py"
-        for name in ("calibrate", "data", "decide", "gate", "network", "raw", "typed", "verbs")
+        for name in ("calibrate", "data", "decide", "facts", "gate", "network", "raw", "typed", "verbs")
     },
 }
 

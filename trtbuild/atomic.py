@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,7 @@ def output_error(error: OSError, path: Path) -> OutputError:
 
 
 PREFIX, MARK = ".trtbuild-", ".partial"
+SCRATCH, LOCK = "trtbuild-scratch-", "lock"
 
 
 @contextlib.contextmanager
@@ -93,6 +95,30 @@ def locked(folder: Path) -> Iterator[bool]:
         yield _lock(handle, wait=True)
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder for temporary files that goes with the block; those of killed processes are removed first.
+
+    Each holds a file that is locked as long as its process lives.
+    """
+    root = Path(tempfile.gettempdir())
+    for folder in root.glob(f"{SCRATCH}*"):
+        _remove_scratch(folder)
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=root) as name, (Path(name) / LOCK).open("w") as lock:
+        _lock(lock.fileno())
+        yield Path(name)
+
+
+def _remove_scratch(folder: Path) -> None:
+    """Removes a scratch folder that nobody holds; one that is just being made has no lock yet and stays."""
+    try:
+        with (folder / LOCK).open("r+") as lock:
+            if _lock(lock.fileno()):
+                shutil.rmtree(folder, ignore_errors=True)
+    except OSError:  # somebody else's, or gone in this moment
+        return
 
 
 def _removed_stray(path: str) -> bool:

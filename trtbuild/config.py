@@ -14,6 +14,9 @@ from trtbuild.spec import Precision
 Rest = Literal["fp32", "bf16"]
 Method = Literal["auto", "entropy", "percentile", "minmax"]
 Vote = Literal["soft", "hard"]
+Target = Literal["openvino", "onnxruntime", "tensorrt"]
+Threshold = Literal["entropy", "percentile", "minmax"]
+QuantizedRest = Literal["fp32", "fp16", "bf16"]
 
 
 def check_threads(threads: int | None) -> None:
@@ -87,6 +90,8 @@ class CalibrationConfig:
     scales: Path | None = None
 
     def __post_init__(self) -> None:
+        for name in ("data", "images", "labels", "previous", "scales"):
+            _check_path(getattr(self, name), name, optional=True)
         if (self.data is None) == (self.images is None):
             raise TrtbuildError(
                 "A calibration takes its patches from one place.",
@@ -99,8 +104,8 @@ class CalibrationConfig:
                 expected="--calibration-images",
                 got="--calibration-labels without it",
             )
-        for name, least in (("patches", 1), ("seed", 0)):
-            _check_whole(getattr(self, name), least, f"--calibration-{name}")
+        for name, least, option in (("patches", 1, "--calibration-patches"), ("seed", 0, "--seed")):
+            _check_whole(getattr(self, name), least, option)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +125,7 @@ class GateConfig:
 
     def __post_init__(self) -> None:
         _check_whole(self.patches, 1, "--gate-patches")
+        _check_flag(self.roll_back, "roll_back")
         for name in ("mean_loss", "class_loss", "agreement"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
@@ -130,20 +136,32 @@ class GateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeConfig:
-    """From a clean ONNX network and its scales (a table, or a calibration cache of TensorRT) to INT8."""
+    """From a clean ONNX network and its scales (a table, or a calibration cache of TensorRT) to INT8.
+
+    A network with Q/DQ of its own takes no scales: None, and `keep`, `quantize_ends` and `method` stay as they are.
+    `method` None takes the table's percentile thresholds, or those that a cache holds.
+    """
 
     source: Path
-    scales: Path
+    scales: Path | None = None
     output: Path
-    backend: Literal["openvino", "onnxruntime", "tensorrt"] = "openvino"
-    method: Literal["entropy", "percentile", "minmax"] = "percentile"
-    rest: Literal["fp32", "fp16", "bf16"] = "fp32"
+    backend: Target = "openvino"
+    method: Threshold | None = None
+    rest: QuantizedRest = "fp32"
     fp16_norms: bool = False
     keep: tuple[str, ...] = ()
     quantize_ends: bool = False
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("source", "output", "scales"):
+            _check_path(getattr(self, name), name, optional=name == "scales")
+        known = {"backend": get_args(Target), "method": (None, *get_args(Threshold)), "rest": get_args(QuantizedRest)}
+        for name, values in known.items():
+            _check_known(name, getattr(self, name), values)
+        for name in ("fp16_norms", "quantize_ends", "overwrite"):
+            _check_flag(getattr(self, name), name)
+        check_patterns(self.keep)
         if self.rest != "fp32" and self.backend != "tensorrt":
             raise TrtbuildError(
                 "On a CPU the rest is an FP32 graph, which the backend computes in what it is told.",
@@ -152,16 +170,38 @@ class QuantizeConfig:
             )
         if self.fp16_norms and self.rest != "fp16":
             raise TrtbuildError("--fp16-norms is for FP16.", expected="--rest fp16", got=f"--rest {self.rest}")
-        check_patterns(self.keep)
 
 
 def check_patterns(patterns: tuple[str, ...]) -> None:
-    """Regular expressions, else TrtbuildError."""
+    """A tuple of regular expressions, else TrtbuildError: a text alone would be taken letter by letter."""
+    if not isinstance(patterns, tuple) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise TrtbuildError(
+            "--keep takes regular expressions.",
+            expected='a tuple of texts, such as ("decoder",)',
+            got=repr(patterns),
+            where="keep",
+        )
     for pattern in patterns:
         try:
             re.compile(pattern)
-        except re.error as error:
-            raise TrtbuildError("--keep is no regular expression.", got=f"{pattern}: {error}") from error
+        except (re.error, RecursionError, OverflowError) as error:
+            raise TrtbuildError("--keep is no regular expression.", got=f"{pattern:.80}: {error}") from error
+
+
+def _check_path(value: object, where: str, *, optional: bool) -> None:
+    if not (isinstance(value, Path) or (optional and value is None)):
+        raise TrtbuildError("A path is needed.", expected="a pathlib.Path", got=repr(value), where=where)
+
+
+def _check_flag(value: object, where: str) -> None:
+    if not isinstance(value, bool):
+        raise TrtbuildError("A yes or a no is needed.", expected="True or False", got=repr(value), where=where)
+
+
+def _check_known(name: str, value: object, known: tuple[object, ...]) -> None:
+    if not isinstance(value, (str, type(None))) or value not in known:
+        expected = " or ".join(map(str, known))
+        raise TrtbuildError(f"There is no such {name}.", expected=expected, got=value)
 
 
 def _check_whole(value: object, least: int, where: str) -> None:
@@ -221,9 +261,18 @@ class CompileConfig:
                 got=repr(self.backends),
             )
         for name, known in (("precision", Precision), ("rest", Rest), ("method", Method)):
-            if getattr(self, name) not in get_args(known):
-                expected = " or ".join(get_args(known))
-                raise TrtbuildError(f"There is no such {name}.", expected=expected, got=getattr(self, name))
+            _check_known(name, getattr(self, name), get_args(known))
+        for name, kind in (("calibration", CalibrationConfig), ("gate", GateConfig)):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                raise TrtbuildError(
+                    f"The {name} is of the wrong type.",
+                    expected=f"a {kind.__name__}, or None",
+                    got=repr(value),
+                    where=name,
+                )
+        _check_flag(self.quantize_ends, "quantize_ends")
+        check_patterns(self.keep)
         self._check_precision()
 
     def _check_precision(self) -> None:
@@ -249,7 +298,12 @@ class CompileConfig:
             raise TrtbuildError(
                 "FP32 needs no calibration.", expected="--precision int8, fp16 or bf16", got="--precision fp32"
             )
-        check_patterns(self.keep)
+        if self.calibration is None and self.gate not in (None, GateConfig()):
+            raise TrtbuildError(
+                "The gate has no cases to judge on.",
+                expected="--calibration, and a precision below FP32",
+                got=f"limits for a gate, and --precision {self.precision}",
+            )
         if self.precision == "int8" and self.method == "auto" and self.gate is None:
             raise TrtbuildError(
                 "Without a gate nothing decides between the calibration methods.",

@@ -33,6 +33,9 @@ ISA = (
     "sve2",
 )
 
+NO_ISA = "none"
+"""What stands for the instruction sets of a CPU that has none of these; nothing stands for one that does not tell."""
+
 
 M_MMAP_THRESHOLD = -3
 """malloc.h (glibc)"""
@@ -119,7 +122,7 @@ def cpu_description() -> Mapping[str, str]:
         fields.setdefault(key.strip(), value.strip())
     flags = set((fields.get("flags") or fields.get("Features") or "").split())
     model = fields.get("model name") or platform.processor() or platform.machine() or "unknown CPU"
-    return {"model": model, "isa": " ".join(name for name in ISA if name in flags)}
+    return {"model": model, "isa": " ".join(name for name in ISA if name in flags) or (NO_ISA if flags else "")}
 
 
 def _affinity() -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -92,13 +93,20 @@ def _started_lines(count: int, predictor: Any) -> list[str]:
     lines = [f"not {name}: {reason}" for model in predictor.models for name, reason in model.refused]
     lines.append(f"{count} case{'s' * (count != 1)}")
     for model in predictor.models:
+        records = iter(model.records)
         for stage in model.stages:
             info, folds = stage.runners[0].describe(), len(stage.runners)
+            record, *_ = islice(records, folds)  # of each runner
             lines.append(
-                f"{stage.spec.configuration}, {folds} fold{'s' * (folds != 1)}: "
-                f"{info.backend} {info.version} in {info.inference_precision} on {info.device}"
+                f"{printable(stage.spec.configuration)}, {folds} fold{'s' * (folds != 1)}: {info.backend} "
+                f"{info.version} in {computes_in(record.precision, info.inference_precision)} on {info.device}"
             )
     return lines
+
+
+def computes_in(precision: str, inference_precision: str) -> str:
+    """A network's precision and what the backend computes the rest of it in, as a phrase: `int8, rest f32`."""
+    return f"int8, rest {inference_precision}" if precision == "int8" else inference_precision
 
 
 def printable(name: str) -> str:
@@ -236,15 +244,15 @@ def bundle(facts: Mapping[str, Any]) -> None:
             "reader": f"{spec['reader']}, *{spec['file_ending']}",
         }
         for name, text in rows.items():
-            out.print(f"  {name:<12} {text}")
+            out.print(f"  {name:<12} {printable(text)}")
     table = new_table("engine", "backend", "computes in", "settings")
     for engine in facts["engines"]:
         settings = ", ".join(f"{key} {value}" for key, value in engine["options"].items())
         table.add_row(
-            engine["network"],
-            f"{engine['backend']} {engine['version']}",
-            ("int8, rest " if engine["precision"] == "int8" else "") + engine["inference_precision"],
-            settings,
+            printable(engine["network"]),
+            printable(f"{engine['backend']} {engine['version']}"),
+            printable(computes_in(engine["precision"], engine["inference_precision"])),
+            printable(settings),
         )
     out.print(table)
     if "verified" in facts:

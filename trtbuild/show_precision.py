@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import reprlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from trtbuild import show
@@ -15,6 +16,9 @@ from trtbuild.show import console, new_table, printable
 Facts = Mapping[str, Any]
 QUIET_SECONDS = 20.0
 """Between two lines about one long step where no terminal shows the latest one."""
+
+
+LONGEST = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,83 +64,119 @@ def _now_and_then(write: Callable[[str], None]) -> Callable[[str], None]:
 def bundle(facts: Facts) -> None:
     """A bundle, with the precision of its layers and what the gate said where it has any below FP32."""
     show.bundle(facts)
-    calibrations(facts["calibrations"])
+    built = any(engine["precision"] == "int8" for engine in facts["engines"])
+    failed = any(_is_failed(gate) for gate in facts["gates"])
+    for entry in facts["calibrations"]:
+        _shown(partial(_calibration, state=_state(built, failed)), entry)
     for gate in facts["gates"]:
         _shown(_gate, gate)
+    if not facts["gates"] and any(_below_fp32(engine) for engine in facts["engines"]):
+        console().print("no gate judged this bundle")
 
 
 def calibrations(entries: Sequence[Facts]) -> None:
-    """Coverage, and the layers with their scales."""
+    """Coverage and scales of networks that were calibrated, with no bundle around them."""
     for entry in entries:
         _shown(_calibration, entry)
 
 
-def _shown(how: Callable[[Facts], None], entry: Facts) -> None:
-    """The format leaves these entries open, so one that another program wrote is shown as it is."""
-    try:
-        how(entry)
-    except (KeyError, TypeError, AttributeError, ValueError):
-        console().print(printable(json.dumps(entry, default=str)))
+def _is_failed(gate: Any) -> bool:
+    return isinstance(gate, Mapping) and gate.get("passed") is False
 
 
-def _calibration(entry: Facts) -> None:
+def _below_fp32(engine: Facts) -> bool:
+    return engine["precision"] != "fp32" or engine["inference_precision"] not in ("f32", "fp32")
+
+
+def _state(built: bool, failed: bool) -> str:
+    """What to say of a bundle's INT8 layers: a gate that does not pass leaves FP32 engines, and its findings."""
+    if built:
+        return "in INT8"
+    return f"would be in INT8 ({'the gate did not pass: ' * failed}engines are FP32)"
+
+
+def _shown(how: Callable[[Facts], Iterable[Any]], entry: Any) -> None:
+    """The format leaves these entries open, so one that another program wrote in its own way is shown as it is."""
     out = console()
-    out.print(f"calibration of {entry['network']}: {entry['patches']} patches of {len(entry['cases'])} cases")
-    _coverage(entry["coverage"])
-    layers = entry.get("layers", {})
+    try:
+        lines = list(how(entry))
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        lines = [bounded(entry)]
+    for line in lines:
+        out.print(line)
+
+
+class _Short(reprlib.Repr):
+    """Python does not write integers of many digits."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if x.bit_length() <= 128 else f"<integer of {x.bit_length()} bits>"
+
+
+def bounded(value: object) -> str:
+    """A repr of at most `LONGEST` characters of any value, on one line."""
+    short = _Short()
+    short.maxlevel, short.maxdict, short.maxlist, short.maxstring = 3, 12, 12, 80
+    text = printable(short.repr(value))
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
+def _calibration(entry: Facts, state: str = "in INT8") -> Iterator[Any]:
+    yield f"calibration of {_text(entry['network'])}: {_counted(entry['patches'], 'patch')} of {_cases(entry['cases'])}"
+    yield from _coverage(entry["coverage"])
     table = new_table("tensor", "largest |x|", "entropy", "percentile", "min-max")
     for tensor, amax in entry["amax"].items():
         numbers = (amax[name] for name in ("max", "entropy", "percentile", "minmax"))
-        table.add_row(printable(tensor), *(f"{number:.4g}" for number in numbers))
-    out.print(table)
-    if layers.get("int8"):
-        out.print(f"{len(layers['int8'])} layers in INT8, thresholds by {entry['method']}:")
-        for name in layers["int8"]:
-            out.print(f"  {printable(name)}")
-    if layers.get("kept"):
-        out.print("in higher precision:")
-        for line in layers["kept"]:
-            out.print(f"  {printable(line)}")
+        table.add_row(_text(tensor), *(f"{number:.4g}" for number in numbers))
+    yield table
+    layers = entry.get("layers", {})
+    if names := layers.get("int8"):
+        yield f"{_counted(len(names), 'layer')} {state}, thresholds by {_text(entry['method'])}:"
+        yield from _indented(names)
+    if kept := layers.get("kept"):
+        yield "in higher precision:"
+        yield from _indented(kept)
 
 
-def _coverage(coverage: Facts) -> None:
+def _cases(names: Sequence[str]) -> str:
+    return _counted(len(_texts(names)), "case")
+
+
+def _coverage(coverage: Facts) -> Iterator[Any]:
     table = new_table("class", "cases", "patches", "voxels", "")
     for label, entry in coverage["classes"].items():
-        numbers = (str(entry[name]) for name in ("cases", "patches", "voxels"))
-        table.add_row(str(label), *numbers, entry["missed"] or "")
+        numbers = (f"{entry[name]:d}" for name in ("cases", "patches", "voxels"))
+        table.add_row(_text(label), *numbers, "" if entry["missed"] is None else _text(entry["missed"]))
     if coverage["classes"]:
-        console().print(table)
-    if coverage["note"]:
-        console().print(coverage["note"])
+        yield table
+    if coverage["note"] is not None:
+        yield _text(coverage["note"])
 
 
-def _gate(gate: Facts) -> None:
+def _gate(gate: Facts) -> Iterator[Any]:
     """The contest, the classes, the layers that were rolled back, the verdict."""
-    out = console()
-    state = "passed" if gate["passed"] else "NOT PASSED"
-    out.print(
-        f"gate of {gate['network']}, {gate['backend']}: {state} on {gate['patches']} patches of "
-        f"{', '.join(map(printable, gate['cases']))}"
+    precision = gate["precision"] if gate["precision"] in ("int8", "fp16") else gate["inference_precision"]
+    yield (
+        f"gate of {_text(gate['network'])} in {_text(precision)}, {_text(gate['backend'])}: "
+        f"{_passed(gate['passed'])} on {_counted(gate['patches'], 'patch')} of {', '.join(_texts(gate['cases']))}"
     )
     if gate.get("contest"):
         table = new_table("thresholds", "mean Dice", "FP32", "worst loss", "flipped voxels", "logit error (rms)", "")
         for trial in gate["contest"]:
             chosen = "chosen" if trial["method"] == gate["method"] else ""
-            table.add_row(trial["method"], *_numbers(trial["agreement"], trial["verdict"]), chosen)
-        out.print(table)
+            table.add_row(_text(trial["method"]), *_numbers(trial["agreement"], trial["verdict"]), chosen)
+        yield table
     table = new_table("class", "Dice", "FP32", "between the two", "voxels")
     for entry in gate["agreement"]["classes"]:
         numbers = (_number(entry[name]) for name in ("dice_candidate", "dice_fp32", "dice_between"))
-        table.add_row(printable(entry["name"]), *numbers, str(entry["voxels"]))
-    out.print(table)
-    if gate.get("roll_back"):
-        rolled = gate["roll_back"]
-        out.print(
-            f"rolled back to higher precision: {', '.join(rolled['layers']) or 'none'} "
-            f"({rolled['sensitivity_runs']} sensitivity and {rolled['gate_runs']} gate runs)"
+        table.add_row(_text(entry["name"]), *numbers, f"{entry['voxels']:d}")
+    yield table
+    if rolled := gate.get("roll_back"):
+        yield (
+            f"rolled back to higher precision: {', '.join(_texts(rolled['layers'])) or 'none'} "
+            f"({rolled['sensitivity_runs']:d} sensitivity and {_counted(rolled['gate_runs'], 'gate run')})"
         )
-    for line in (*gate["verdict"]["reasons"], *gate["verdict"]["notes"]):
-        out.print(f"  {line}")
+    yield from _indented([*_texts(gate["verdict"]["reasons"]), *_texts(gate["verdict"]["notes"])])
 
 
 def _numbers(agreement: Facts, verdict: Facts) -> tuple[str, ...]:
@@ -161,9 +201,38 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
+def _passed(value: object) -> str:
+    if not isinstance(value, bool):
+        raise TypeError(f"{type(value).__name__} in place of true or false")
+    return "passed" if value else "NOT PASSED"
+
+
+def _counted(number: int, one: str) -> str:
+    """`1 patch`, `2 patches`."""
+    many = f"{one}es" if one.endswith("ch") else f"{one}s"
+    return f"{number:d} {one if number == 1 else many}"
+
+
+def _text(value: object) -> str:
+    """A text of a bundle, harmless to a terminal."""
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} in place of a text")
+    return printable(value)
+
+
+def _texts(values: object) -> list[str]:
+    if not isinstance(values, (list, tuple)):
+        raise TypeError(f"{type(values).__name__} in place of a list")
+    return [_text(value) for value in values]
+
+
+def _indented(lines: object) -> Iterator[str]:
+    return (f"  {line}" for line in _texts(lines))
+
+
 def quantized(facts: Facts) -> None:
     """What became INT8, and what did not."""
     out = console()
-    out.print(f"{facts['output']}: {len(facts['int8'])} layers in INT8")
+    out.print(f"{printable(facts['output'])}: {_counted(len(facts['int8']), 'layer')} in INT8")
     for line in facts["left"]:
-        out.print(f"not: {line}")
+        out.print(f"not: {printable(line)}")

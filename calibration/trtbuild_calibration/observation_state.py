@@ -86,16 +86,7 @@ def read_state(path: Path, fingerprint: Mapping[str, Any], targets: int) -> Stat
             raise ValueError(f"format {meta['format']}")
         state = State(passes=meta["passes"], maxima=_maxima(meta["tensors"], maxima), counts=counts)
         theirs = dict(meta["fingerprint"])
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        OSError,
-        RecursionError,
-        NotImplementedError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except UNREADABLE as error:
         raise damaged_state(path, error) from error
     _check_same(path, theirs, json.loads(json.dumps(fingerprint)))
     if type(state.passes) is not int or state.passes < 0:

@@ -39,10 +39,13 @@ class Patch:
     Attributes:
         data: float32 (C, *patch), 0 outside the image.
         labels: int16 patch-shaped, -1 outside the image; None without a segmentation.
+        inside: the part of the patch that lies in the image, a slice per axis of the patch. The rest is padding, of
+            which nnU-Net predicts nothing.
     """
 
     data: NDArray[np.float32] = field(repr=False)
     labels: NDArray[np.int16] | None = field(repr=False)
+    inside: tuple[slice, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +86,10 @@ def read_patch(source: Source, place: Place, patch: Sequence[int]) -> Patch:
             hint="preprocess the case again, or leave it out",
         )
     labels = read_labels_at(source, place, shape)
+    inside = tuple(slice(before, length - after) for (before, after), length in zip(padding, shape, strict=True))
     if len(patch) == 2:
-        return Patch(data=data[:, 0], labels=None if labels is None else labels[0])
-    return Patch(data=data, labels=labels)
+        return Patch(data=data[:, 0], labels=None if labels is None else labels[0], inside=inside[1:])
+    return Patch(data=data, labels=labels, inside=inside)
 
 
 def read_labels_at(source: Source, place: Place, shape: Corner) -> NDArray[np.int16] | None:

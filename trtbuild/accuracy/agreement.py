@@ -149,6 +149,26 @@ def segmentation_from_logits(logits: NDArray[np.float32], labels: Labels) -> NDA
     return result
 
 
+def require_known_values(truth: NDArray[np.integer[Any]], labels: Labels, where: object = None) -> None:
+    """Checks labels against the values that the model knows; those below 0 are background.
+
+    Args:
+        truth: label values, any shape.
+        labels: of the model.
+        where: what the error names: a case, a file.
+
+    Raises:
+        InputError: there are others; it names them.
+    """
+    known = {0, *(value for values in labels.names.values() for value in values)}
+    known |= set() if labels.ignore is None else {labels.ignore}
+    strange = truth[(truth > 0) & ~np.isin(truth, sorted(known))]
+    if strange.size:
+        raise InputError("The labels hold a value that the model does not know.", expected=sorted(known),
+                         got=", ".join(map(str, np.unique(strange).tolist())), where=where,
+                         hint="take the labels of its own dataset")  # fmt: skip
+
+
 def facts_from_agreement(agreement: Agreement) -> dict[str, Any]:
     """For the bundle's `gates`: plain dicts, lists and scalars, numbers finite or None."""
     return {
@@ -216,15 +236,10 @@ def _named_regions(labels: Labels) -> dict[str, tuple[int, ...]]:
 
 
 def _known_truth(truth: NDArray[np.integer[Any]], labels: Labels) -> NDArray[np.uint16]:
-    """Labels with background where they are below 0, checked against the values that the model knows."""
-    known = {0, *(value for values in labels.names.values() for value in values)}
-    known |= set() if labels.ignore is None else {labels.ignore}
-    floored: NDArray[np.integer[Any]] = np.maximum(truth, 0)
-    strange = ~np.isin(floored, np.array(sorted(known)))
-    if strange.any():
-        raise InputError("The labels hold a value that the model does not know.", expected=sorted(known),
-                         got=int(floored[strange][0]), hint="take the labels of its own dataset")  # fmt: skip
-    return floored.astype(np.uint16)
+    """Labels with background where they are below 0."""
+    require_known_values(truth, labels)
+    floored: NDArray[np.uint16] = np.maximum(truth, 0).astype(np.uint16)
+    return floored
 
 
 def _require_shapes(

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from trtbuild import show, show_precision
+from trtbuild.commands.given import check_options
 from trtbuild.commands.precision import CALIBRATION, GATE, LAYERS, calibration_from, gate_from
 from trtbuild.commands.precision import options as precision_options
 from trtbuild.commands.shared import FOLDER, command, interruptible
@@ -142,6 +143,8 @@ def compile_command(as_json: bool, no_tune: bool, **options: Any) -> None:
     from trtbuild.steps.compilation.compile import compile_bundle
     from trtbuild.steps.inspect import overview
 
+    cases = options["data"] is not None or options["images"] is not None
+    check_options(options["precision"], cases=cases, gate=options["gate"])
     calibration, gate = calibration_from(options), gate_from(options)
     config = CompileConfig(tune=not no_tune, calibration=calibration, gate=gate, **options)
     with show_precision.steps(quiet=as_json) as progress:

@@ -175,8 +175,9 @@ def calibrate_command(
 @click.option(
     "--scales",
     type=FOLDER,
-    required=True,
-    help="NAME.json of `trtbuild calibrate`, or a calibration cache of TensorRT.",
+    metavar="FILE",
+    help="NAME.json of `trtbuild calibrate`, which knows its network, or a calibration cache of TensorRT, which does "
+    "not: only the names of its tensors are compared. A network with Q/DQ of its own needs none.",
 )
 @click.option("-o", "output", type=FOLDER, required=True, help="The INT8 ONNX file to write.")
 @click.option(
@@ -190,9 +191,7 @@ def calibrate_command(
 @click.option(
     "--method",
     type=click.Choice(["entropy", "percentile", "minmax"]),
-    default="percentile",
-    show_default=True,
-    help="Which thresholds of the table; a cache holds one kind.",
+    help="Which thresholds of the table. Default: percentile, or what a cache holds.",
 )
 @click.option(
     "--rest",
@@ -208,8 +207,8 @@ def calibrate_command(
 def quantize_command(as_json: bool, **given: Any) -> None:
     """Write INT8 (explicit Q/DQ) into a clean ONNX network.
 
-    No gate judges this file: `compile --precision int8` does. A graph that comes with Q/DQ of its own is kept as it is,
-    in the zero point form of the backend.
+    No gate judges this file: `compile --precision int8` does. A network that comes with Q/DQ of its own (from
+    quantisation-aware training) keeps them, and is only brought into the form of the backend.
     """
     from trtbuild.steps.precision.verbs import quantize_file
 

@@ -36,7 +36,10 @@ def fit_from_record(record: BuildRecord, *, version: str, threads: int | None) -
     (in rounding) on the threads per stream, not on the number of streams. There are never more streams than recorded,
     since each needs its own activations.
     """
-    check_int8(record, cpu_description()["isa"])
+    if record.precision == "int8":
+        check_int8(cpu_description()["isa"], f"engine of {record.network}")
+    if "quantized_layers" in record.options:
+        positive_option(record, "quantized_layers")
     recorded, streams, batch = (positive_option(record, key) for key in ("threads", "streams", "batch"))
     if record.profile.max[0] != batch:
         raise EngineError("An engine's batch is not its profile's.", expected=record.profile.max[0], got=batch,
@@ -53,24 +56,24 @@ def fit_from_record(record: BuildRecord, *, version: str, threads: int | None) -
     return Fit(threads=usable, streams=min(streams, max(1, usable // per_stream)), batch=batch, notes=notes)
 
 
-def check_int8(record: BuildRecord, isa: str) -> None:
+def check_int8(isa: str, where: str) -> None:
     """Refuses INT8 on a CPU whose int8 products saturate.
 
     Without VNNI, AMX or Arm's dot products two of them are summed in 16 bits (oneDNN's "Nuances of int8 Computations",
     ONNX Runtime's "U8S8"), and voxels change in silence.
 
     Args:
-        record: of the engine.
-        isa: this CPU's instruction sets, as `cpu_description` has them; empty where they are not known.
+        isa: this CPU's instruction sets, as `cpu_description` has them; empty where the system does not tell them
+            (it is no Linux), and then nothing is refused.
+        where: what for.
 
     Raises:
         EngineError: the CPU is known to have none of them.
     """
-    if record.precision != "int8" or not isa or set(isa.split()) & set(INT8_ISA):
+    if not isa or set(isa.split()) & set(INT8_ISA):
         return
     raise EngineError("INT8 would saturate on this CPU and give wrong voxels.", expected=" or ".join(INT8_ISA), got=isa,
-                      where=f"engine of {record.network}",
-                      hint="run an FP32 bundle: trtbuild compile BUNDLE -o OTHER.trtb")  # fmt: skip
+                      where=where, hint="run an FP32 bundle: trtbuild compile BUNDLE -o OTHER.trtb")  # fmt: skip
 
 
 def positive_option(record: BuildRecord, key: str) -> int:

@@ -5,6 +5,7 @@ The one file that imports onnxruntime (with trtbuild's extra `graph`).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -32,7 +33,11 @@ SESSION_CONFIG: Mapping[str, str] = {
 
 
 def onnxruntime_module() -> Any:
-    """The onnxruntime package, quiet: no telemetry, and errors are raised, not logged."""
+    """The onnxruntime package, quiet: no telemetry, and errors are raised, not logged.
+
+    The variable is set before the import, which by itself writes a session's number into the temporary folder.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ModuleNotFoundError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 from trtbuild.errors import MissingExtra
@@ -21,6 +22,8 @@ def require(package: str) -> Any:
     Raises:
         MissingExtra: it is not installed. An import error inside an installed package is passed on as it is.
     """
+    if package == "onnxruntime":
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # its import would write a session's number to a file
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:

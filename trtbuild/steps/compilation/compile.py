@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trtbuild.atomic import scratch_folder
 from trtbuild.bundle import Bundle, write_bundle
 from trtbuild.bundle.writer import check_target
 from trtbuild.config import CompileConfig
 from trtbuild.errors import GateFailed
+from trtbuild.spec import Precision
 from trtbuild.steps.compilation.contents import bundle_contents
 from trtbuild.steps.compilation.engines import build_engines, chosen_backends, engine_jobs
 from trtbuild.steps.compilation.exported import networks_from_model
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
     from trtbuild.steps.precision.typed import TypedNetwork
 
 Report = Callable[[str], None]
+INSTEAD: Mapping[Precision, str] = {
+    "int8": "--precision bf16 or fp16, more --calibration-patches, or ",
+    "fp16": "--precision bf16, more --calibration-patches, or ",
+    "bf16": "--precision fp32, or ",
+}
+"""What to try where the gate does not pass a precision."""
 
 
 def compile_bundle(
@@ -45,8 +52,7 @@ def compile_bundle(
     check_target(config.output, overwrite=config.overwrite)
     backends = chosen_backends(config, report)
     networks = _networks(config, report)
-    with tempfile.TemporaryDirectory(prefix="trtbuild-") as folder:
-        scratch = Path(folder)
+    with scratch_folder() as scratch:
         models = materialised(networks, scratch)
         typed = _typed(config, networks, models, backends, scratch, report, say)
         failures = tuple(reason for network in typed.values() for reason in network.failures)
@@ -68,8 +74,8 @@ def compile_bundle(
             expected="a loss within the limits of the gate",
             got="\n            ".join(failures),
             where=config.output,
-            hint="the bundle holds FP32 engines and the gate's findings (trtbuild inspect shows them); try --precision "
-            "bf16 or fp16, more --calibration-patches, or other limits",
+            hint="the bundle holds FP32 engines and the gate's findings (trtbuild inspect shows them); try "
+            f"{INSTEAD[config.precision]}other limits",
         )
     return bundle
 

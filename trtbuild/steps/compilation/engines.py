@@ -14,6 +14,7 @@ from trtbuild.accuracy import LOGIT_TOLERANCE, TYPED_TOLERANCE, logit_error, log
 from trtbuild.atomic import write_whole
 from trtbuild.config import CompileConfig
 from trtbuild.errors import EngineError
+from trtbuild.machine import cpu_description
 from trtbuild.spec import BuildRecord, NetworkRecord
 from trtbuild.steps.compilation.networks import INFERENCE_PRECISION, GoldenPair, Networks, Report
 
@@ -75,6 +76,7 @@ def engine_jobs(
 
 def chosen_backends(config: CompileConfig, report: Report) -> tuple[str, ...]:
     """The backends by name, each of which runs here and computes in the precision."""
+    from trtbuild.runtime.fit import check_int8
     from trtbuild.runtime.select import choose_backend
 
     names = []
@@ -90,6 +92,8 @@ def chosen_backends(config: CompileConfig, report: Report) -> tuple[str, ...]:
             got=", ".join(f"{a} (here {n})" if a != n else a for a, n in zip(config.backends, names, strict=True)),
             hint="leave auto out",
         )
+    if config.precision == "int8":
+        check_int8(cpu_description()["isa"], "--precision int8")
     for name in names:
         for precision in dict.fromkeys((config.precision, config.rest)):
             _check_precision(name, precision)

@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """A whole run. `engine` describes what ran; `refused` lists engines that were tried before it, with reasons."""
+    """A whole run. `engine` describes what ran; `refused` lists engines that were tried before it, with reasons.
+
+    In `engine`, `network_precision` is that of the network (int8), `precision` what the backend computes the rest in.
+    """
 
     bundle: str
     engine: Mapping[str, str]
@@ -133,6 +136,7 @@ def _summary(predictor: Predictor, outcomes: tuple[Outcome, ...]) -> Summary:
         "backend": info.backend,
         "version": info.version,
         "precision": info.inference_precision,
+        "network_precision": predictor.models[0].records[-1].precision,
         "device": info.device,
         **info.details,
     }

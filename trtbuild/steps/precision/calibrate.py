@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,9 +13,11 @@ from typing import TYPE_CHECKING
 import trtbuild
 from trtbuild.atomic import output_error
 from trtbuild.config import CalibrationConfig
-from trtbuild.errors import InputError
+from trtbuild.errors import InputError, OutputError
+from trtbuild.graph import clean
 from trtbuild.spec import Labels, ModelSpec
 from trtbuild.steps.precision.data import StageData, as_input_errors
+from trtbuild.steps.precision.facts import entropy_cache
 from trtbuild.steps.precision.network import ObservedNetwork
 from trtbuild_calibration import (
     PERCENTILE,
@@ -24,7 +28,6 @@ from trtbuild_calibration import (
     Sample,
     ScaleTable,
     Source,
-    cache_from_scales,
     observe,
     read_table,
     sample_places,
@@ -35,9 +38,6 @@ from trtbuild_calibration import (
 
 if TYPE_CHECKING:
     import onnx
-
-CACHE_VERSION = 101601
-"""TensorRT 10.16.1, whose calibration caches ours are like: the last line of TensorRT that reads any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +84,19 @@ def calibrated(
     return table
 
 
+def observed_form(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A network as it is calibrated, with norms written out: the hash in a table's fingerprint is of this one."""
+    return clean(model, rewrite_conv_transpose=False, split_instance_norm=True).model
+
+
+def what_is_done(network_id: str, config: CalibrationConfig, cases: int) -> str:
+    """A line for people: a finished table is used again, or refused, and never made twice."""
+    if config.scales is not None and (config.scales / f"{network_id}.json").exists():
+        return f"{network_id}: its scales are there, in {config.scales}"
+    patches = f"{config.patches} patch{'es' * (config.patches != 1)}"
+    return f"calibrating {network_id} on {patches} of {cases} case{'s' * (cases != 1)}"
+
+
 def classes_of(labels: Labels) -> tuple[int, ...]:
     """The label values that patches shall hold: all but background and the ignore label."""
     values = {value for several in labels.names.values() for value in several}
@@ -93,8 +106,7 @@ def classes_of(labels: Labels) -> tuple[int, ...]:
 def keep_table(folder: Path, network_id: str, table: ScaleTable) -> None:
     """Writes the table, and the entropy thresholds as TensorRT's calibration cache; the state that led there goes."""
     write_table(folder / f"{network_id}.json", table)
-    cache = cache_from_scales(table.scales("entropy"), version=CACHE_VERSION, kind="EntropyCalibration2")
-    write_cache(folder / f"{network_id}.cache", cache)
+    write_cache(folder / f"{network_id}.cache", entropy_cache(table))
     _state(folder, network_id).unlink(missing_ok=True)
 
 
@@ -111,8 +123,6 @@ def _observed(
         sources={source.name: source for source in job.sources}, places=sample.places, patch=job.spec.patch
     )
     folder = job.config.scales
-    if folder is not None:
-        _make(folder)
     observation = observe(
         network,
         network.targets(),
@@ -166,8 +176,20 @@ def _state(folder: Path, network_id: str) -> Path:
     return folder / f"{network_id}.partial.npz"
 
 
-def _make(folder: Path) -> None:
+def make_scales_folder(config: CalibrationConfig) -> None:
+    """Before any work: whether the scales can be kept where the user wants them.
+
+    Raises:
+        OutputError: the folder cannot be made, or written to.
+    """
+    folder = config.scales
+    if folder is None:
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    except FileExistsError as error:
+        raise OutputError("The scales need a folder.", got="a file", where=folder, hint="name a folder") from error
     except OSError as error:
         raise output_error(error, folder) from error

@@ -46,14 +46,25 @@ class StageData:
             InputError: the split leaves nothing to one side of a gate, or the file of splits is none.
         """
         with as_input_errors():
-            known = self.splits is not None and fold.isdigit()
-            validation = validation_cases(self.splits, int(fold)) if known and self.splits is not None else None
+            splits = self._splits_of(fold)
+            validation = None if splits is None else validation_cases(splits, int(fold))
             held_out = len(self.sources.keys() & set(validation or ()))
             if not gated and validation is not None and held_out in (0, len(self.sources)):
                 return tuple(self.sources.values()), ()
             sides = split_cases(tuple(self.sources), seed, validation)
         calibration, gate = (tuple(self.sources[name] for name in side) for side in sides)
         return calibration, gate
+
+    def held_out_by(self, fold: str) -> str:
+        """How `split` finds the gate's cases, in words. FP32 is known not to have seen them only where a fold says it:
+        on cases of its own training it looks better than it is, and a loss may not show."""
+        if self._splits_of(fold) is None:
+            return "drawn by the seed: FP32 may have been trained on them"
+        return f"validation cases of fold {fold} ({SPLITS})"
+
+    def _splits_of(self, fold: str) -> Path | None:
+        """nnU-Net's splits where they say anything of this fold; of "all" they do not."""
+        return self.splits if fold.isdigit() else None
 
 
 @contextmanager

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import onnx
 
 Say = Callable[[str], None]
+KEPT, END, ROLLED_BACK = "--keep", "first or last layer", "rolled back by the gate"
+AS_ASKED = "kept as asked"  # what `quantize` says of the names that it is given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class Int8Job:
         model: clean float32 network in the form that the engine runs.
         table: its scales.
         methods: that take part in the contest.
-        kept: names of the layers that stay in higher precision whatever the gate says.
+        kept: the layers that stay in higher precision whatever the gate says, and why (`kept_layers`).
         record: how a candidate runs; its `options.quantized_layers` is set for each.
         gate: None leaves the choice to `methods`, of which there is then one.
         scratch: a folder for candidates.
@@ -42,14 +44,14 @@ class Int8Job:
     model: onnx.ModelProto = field(repr=False)
     table: ScaleTable = field(repr=False)
     methods: tuple[Threshold, ...]
-    kept: frozenset[str]
+    kept: Mapping[str, str]
     record: BuildRecord
     gate: Gate | None
     scratch: Path
 
     def quantized(self, method: Threshold, kept: Collection[str]) -> Quantized:
         """The network with all layers but these in INT8, as CPU backends want it (uint8 activations)."""
-        return quantize(self.model, self.table.amax(method), keep=self.kept | set(kept), zero_point="u8")
+        return quantize(self.model, self.table.amax(method), keep={*self.kept, *kept}, zero_point="u8")
 
     def agreement(self, gate: Gate, candidate: Quantized, say: Say) -> Agreement:
         """Runs a candidate through the gate's patches."""
@@ -61,9 +63,13 @@ class Int8Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """The network, by which method, and how that came about. `verdict` is None where there was no gate."""
+    """The network, by which method, and how that came about. `verdict` is None where there was no gate.
+
+    `left` says `<name>: <reason>` of each layer that is not in INT8.
+    """
 
     network: Quantized
+    left: tuple[str, ...]
     method: Threshold
     verdict: Verdict | None
     facts: Mapping[str, Any]
@@ -74,11 +80,12 @@ class Decision:
         return bool(self.network.quantized) and (self.verdict is None or self.verdict.passed)
 
 
-def kept_layers(model: onnx.ModelProto, patterns: Sequence[str], *, ends: bool) -> frozenset[str]:
-    """The layers that the user keeps, by regular expressions on their names; with `ends` the first and the last too.
+def kept_layers(model: onnx.ModelProto, patterns: Sequence[str], *, ends: bool) -> dict[str, str]:
+    """The layers that the user keeps and why: by regular expressions on their names, with `ends` the first and last.
 
     Raises:
-        TrtbuildError: an expression finds no layer: a misspelt one would change nothing in silence.
+        TrtbuildError: an expression finds no layer (a misspelt one would change nothing in silence), or no Conv is left
+            that could be quantised.
     """
     layers = weighted_layers(model)
     for pattern in patterns:
@@ -89,11 +96,34 @@ def kept_layers(model: onnx.ModelProto, patterns: Sequence[str], *, ends: bool) 
                 got=pattern,
                 hint="trtbuild inspect lists the layers of an INT8 bundle",
             )
+    reasons = {layer.name: _reason_to_keep(layer, patterns, ends=ends) for layer in layers}
+    kept = {name: reason for name, reason in reasons.items() if reason}
+    if all(layer.name in kept for layer in layers if layer.operator == "Conv"):
+        raise TrtbuildError(
+            "With the layers that are kept nothing is left to quantise.",
+            expected="one Conv at least",
+            got=", ".join(f"--keep {pattern}" for pattern in patterns) or "first and last layers alone",
+            hint="leave --keep out, or ask for less" if patterns else "add --quantize-ends",
+        )
+    return kept
 
-    def is_kept(layer: Layer) -> bool:
-        return (ends and keep_ends(layer)) or any(re.search(pattern, layer.name) for pattern in patterns)
 
-    return frozenset(layer.name for layer in layers if is_kept(layer))
+def _reason_to_keep(layer: Layer, patterns: Sequence[str], *, ends: bool) -> str:
+    """Empty where the layer is not kept."""
+    if any(re.search(pattern, layer.name) for pattern in patterns):
+        return KEPT
+    return END if ends and keep_ends(layer) else ""
+
+
+def left_with_reasons(left: Sequence[str], reasons: Mapping[str, str]) -> tuple[str, ...]:
+    """`Quantized.left`, whose "kept as asked" becomes who asked for it.
+
+    Args:
+        left: `<name>: <reason>`.
+        reasons: name -> reason, in place of the one that is there.
+    """
+    lines = {f"{name}: {AS_ASKED}": f"{name}: {reason}" for name, reason in reasons.items()}
+    return tuple(lines.get(line, line) for line in left)
 
 
 def methods_of(method: str) -> tuple[Threshold, ...]:
@@ -102,8 +132,8 @@ def methods_of(method: str) -> tuple[Threshold, ...]:
 
 
 def with_layers(record: BuildRecord, count: int) -> BuildRecord:
-    """The record with the number of quantised layers, which the runner checks."""
-    return replace(record, options={**record.options, "quantized_layers": count})
+    """The record with the number of quantised layers, which the runner checks where there are any."""
+    return record if not count else replace(record, options={**record.options, "quantized_layers": count})
 
 
 def decide(job: Int8Job, say: Say) -> Decision:
@@ -116,7 +146,9 @@ def decide(job: Int8Job, say: Say) -> Decision:
     gate = job.gate
     if gate is None:
         method = job.methods[0]
-        return Decision(network=job.quantized(method, ()), method=method, verdict=None, facts={})
+        network = job.quantized(method, ())
+        left = left_with_reasons(network.left, job.kept)
+        return Decision(network=network, left=left, method=method, verdict=None, facts={})
     trials = {}
     for method in job.methods:
         trials[method] = job.agreement(gate, job.quantized(method, ()), _prefixed(say, method))
@@ -133,7 +165,9 @@ def decide(job: Int8Job, say: Say) -> Decision:
         "roll_back": None if rolled is None else facts_from_roll_back(rolled),
         **_facts(trials[best] if rolled is None else rolled.agreement, judged),
     }
-    return Decision(network=network, method=best, verdict=judged, facts=facts)
+    back = () if rolled is None else rolled.layers
+    left = left_with_reasons(network.left, {**job.kept, **dict.fromkeys(back, ROLLED_BACK)})
+    return Decision(network=network, left=left, method=best, verdict=judged, facts=facts)
 
 
 def _rolled_back(job: Int8Job, gate: Gate, method: Threshold, layers: Sequence[str], say: Say) -> RollBack:

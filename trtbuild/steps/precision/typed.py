@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
-from trtbuild.accuracy.agreement import facts_from_agreement
-from trtbuild.accuracy.gate import Verdict, facts_from_verdict, verdict
 from trtbuild.atomic import write_whole
 from trtbuild.bundle import Stage
 from trtbuild.config import CalibrationConfig, CompileConfig
@@ -18,20 +17,26 @@ from trtbuild.errors import TrtbuildError
 from trtbuild.graph import clean, load_onnx, opset_from_model
 from trtbuild.graph.precision import cast, fp16_sensitive
 from trtbuild.machine import give_back_memory, usable_cores
-from trtbuild.spec import NetworkRecord, Precision
+from trtbuild.spec import BuildRecord, NetworkRecord, Precision
 from trtbuild.steps.compilation.networks import INFERENCE_PRECISION, Networks, Report
-from trtbuild.steps.precision.calibrate import Calibration, calibrated
+from trtbuild.steps.precision.calibrate import (
+    Calibration,
+    calibrated,
+    make_scales_folder,
+    observed_form,
+    what_is_done,
+)
 from trtbuild.steps.precision.data import StageData, check_previous, stage_data
 from trtbuild.steps.precision.decide import Decision, Int8Job, decide, kept_layers, methods_of, with_layers
+from trtbuild.steps.precision.facts import Facts, calibration_facts, calibration_files
 from trtbuild.steps.precision.gate import Gate, open_gate
-from trtbuild_calibration import Progress, ScaleTable, Source, cache_from_scales
+from trtbuild.steps.precision.judge import judged_engines
+from trtbuild_calibration import Progress, ScaleTable, Source
 
 if TYPE_CHECKING:
     import onnx
 
-NOTHING_LEFT = "no layer of the network is left to be quantised"
 Say = Callable[[str], None]
-Facts = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +77,21 @@ class _Job:
         return self.config.threads or usable_cores()
 
     @property
+    def is_int8(self) -> bool:
+        return self.config.precision == "int8"
+
+    @property
     def inference_precision(self) -> str:
         """What backends compute in besides INT8."""
-        if self.config.precision == "int8":
+        if self.is_int8:
             return INFERENCE_PRECISION[self.config.rest]
         return INFERENCE_PRECISION[self.config.precision]
+
+    def record(self, network: NetworkRecord, backend: str) -> BuildRecord:
+        """How a network is run while it is judged."""
+        return plain_record(
+            network, backend=backend, inference_precision=self.inference_precision, threads=self.threads
+        )
 
 
 def typed_networks(
@@ -106,6 +121,7 @@ def typed_networks(
     if config.calibration is None:
         raise TrtbuildError("There is no calibration data.", expected="--calibration or --calibration-images")
     check_previous(config.calibration, networks.stages)
+    make_scales_folder(config.calibration)
     give_back_memory()  # what the export took and freed would lie beside the activations
     job = _Job(config=config, data=config.calibration, backends=backends, scratch=scratch, report=report, say=say)
     typed = {}
@@ -129,19 +145,28 @@ def _content(file: bytes | Path) -> bytes:
 
 def _typed(job: _Job, stage: Stage, network: NetworkRecord, file: Path, data: StageData) -> TypedNetwork:
     calibration, held_out = data.split(network.fold, job.data.seed, gated=job.config.gate is not None)
-    accurate = clean(load_onnx(file), rewrite_conv_transpose=False, split_instance_norm=True).model
+    accurate = observed_form(load_onnx(file))
+    kept = kept_layers(accurate, job.config.keep, ends=not job.config.quantize_ends) if job.is_int8 else {}
     with ExitStack() as stack:
         gate = _gate(job, stage, network, accurate, held_out)
         if gate is not None:
-            stack.callback(gate.forget)
+            stack.enter_context(gate)
+            job.report(f"the gate judges by {_judged_by(data, network.fold, gate)}")
         if job.config.precision == "bf16":
-            return _bf16(job, network, file, gate)
-        job.report(f"calibrating {network.id} on {job.data.patches} patches of {len(calibration)} cases")
+            return _judged(job, network, network, file.read_bytes(), gate)
+        job.report(what_is_done(network.id, job.data, len(calibration)))
         work = Calibration(spec=stage.spec, sources=calibration, data=data, config=job.data, threads=job.threads)
         table = calibrated(network.id, accurate, work, calibration_progress(job.say))
         for label in table.coverage.missed:
             job.report(f"no patch holds class {label}: {table.coverage.classes[label].missed}")
-        return (_int8 if job.config.precision == "int8" else _fp16)(job, network, accurate, table, gate)
+        if job.is_int8:
+            return _int8(job, network, accurate, table, kept, gate)
+        return _fp16(job, network, accurate, table, gate)
+
+
+def _judged_by(data: StageData, fold: str, gate: Gate) -> str:
+    criterion = "Dice against labels" if gate.labelled else "Dice against FP32, as there are no labels"
+    return f"{criterion}: {data.held_out_by(fold)}"
 
 
 def _gate(
@@ -150,7 +175,7 @@ def _gate(
     """FP32 on the held-out patches, by the first backend; None without a gate."""
     if job.config.gate is None:
         return None
-    job.report(f"FP32 of {network.id} on {job.config.gate.patches} patches of {len(held_out)} held-out cases")
+    job.report(f"FP32 of {network.id} on {job.config.gate.patches} patches for the gate")
     file = job.scratch / f"{network.id}_reference.onnx"
     write_whole(file, accurate.SerializeToString())
     record = plain_record(network, backend=job.backends[0], inference_precision="f32", threads=job.threads)
@@ -178,38 +203,32 @@ def calibration_progress(say: Say) -> Callable[[Progress], None]:
 
 
 def _int8(
-    job: _Job, network: NetworkRecord, accurate: onnx.ModelProto, table: ScaleTable, gate: Gate | None
+    job: _Job,
+    network: NetworkRecord,
+    accurate: onnx.ModelProto,
+    table: ScaleTable,
+    kept: Mapping[str, str],
+    gate: Gate | None,
 ) -> TypedNetwork:
     # the backends' own norm: in INT8 its rounding is a tenth of the quantisation's, and writing it out costs a tenth
     model = clean(accurate, rewrite_conv_transpose=False, split_instance_norm=False).model
     typed = _record(network, "int8", opset_from_model(model))
-    record = plain_record(
-        typed, backend=job.backends[0], inference_precision=job.inference_precision, threads=job.threads
-    )
     work = Int8Job(
         model=model,
         table=table,
         methods=methods_of(job.config.method),
-        kept=kept_layers(model, job.config.keep, ends=not job.config.quantize_ends),
-        record=record,
+        kept=kept,
+        record=job.record(typed, job.backends[0]),
         gate=gate,
         scratch=job.scratch,
     )
     if gate is not None:
         job.report(f"gating INT8 of {network.id}")
     decision = decide(work, job.say)
+    layers = {"int8": list(decision.network.quantized), "kept": list(decision.left)}
+    more = {"method": decision.method, "layers": layers}
     content: bytes = decision.network.model.SerializeToString()
-    gates, failures = _gated(job, typed, content, len(decision.network.quantized), gate, decision)
-    layers = {"int8": list(decision.network.quantized), "kept": list(decision.network.left)}
-    return TypedNetwork(
-        record=typed,
-        content=content,
-        quantized=len(decision.network.quantized),
-        calibration=calibration_facts(network, table) | {"method": decision.method, "layers": layers},
-        files=_files(network, table),
-        gates=gates,
-        failures=failures,
-    )
+    return _judged(job, network, typed, content, gate, decision=decision, table=table, more=more)
 
 
 def _fp16(
@@ -218,26 +237,10 @@ def _fp16(
     result = cast(accurate, "fp16", keep=fp16_sensitive(accurate, table.ranges))
     if result.underflow:
         job.report(f"weights too small for FP16 in {len(result.underflow)} tensors (the bundle lists them)")
-    layers = {"kept": list(result.left), "underflow": list(result.underflow)}
+    more = {"layers": {"kept": list(result.left), "underflow": list(result.underflow)}}
     typed = _record(network, "fp16", opset_from_model(result.model))
     content: bytes = result.model.SerializeToString()
-    gates, failures = _gated(job, typed, content, 0, gate, None)
-    return TypedNetwork(
-        record=typed,
-        content=content,
-        quantized=0,
-        calibration=calibration_facts(network, table) | {"layers": layers},
-        files=_files(network, table),
-        gates=gates,
-        failures=failures,
-    )
-
-
-def _bf16(job: _Job, network: NetworkRecord, file: Path, gate: Gate | None) -> TypedNetwork:
-    gates, failures = _gated(job, network, file.read_bytes(), 0, gate, None)
-    return TypedNetwork(
-        record=network, content=None, quantized=0, calibration=None, files={}, gates=gates, failures=failures
-    )
+    return _judged(job, network, typed, content, gate, table=table, more=more)
 
 
 def _record(network: NetworkRecord, precision: Precision, opset: int) -> NetworkRecord:
@@ -253,71 +256,30 @@ def _record(network: NetworkRecord, precision: Precision, opset: int) -> Network
     )
 
 
-def _gated(
-    job: _Job, network: NetworkRecord, content: bytes, quantized: int, gate: Gate | None, decision: Decision | None
-) -> tuple[tuple[Facts, ...], tuple[str, ...]]:
-    """The gate of every backend, and the reasons why one of them, or the decision, does not pass."""
-    if gate is None:
-        return (), () if decision is None or decision.passed else (f"{network.id}: {NOTHING_LEFT}",)
-    file = job.scratch / f"{network.id}_gated.onnx"
+def _judged(
+    job: _Job,
+    network: NetworkRecord,
+    typed: NetworkRecord,
+    content: bytes,
+    gate: Gate | None,
+    *,
+    decision: Decision | None = None,
+    table: ScaleTable | None = None,
+    more: Facts = MappingProxyType({}),
+) -> TypedNetwork:
+    """The network with what the gate of every backend said of it."""
+    quantized = 0 if decision is None else len(decision.network.quantized)
+    file = job.scratch / f"{typed.id}_gated.onnx"
     write_whole(file, content)
-    gates, failures = [], []
-    for backend in job.backends:
-        if decision is not None and decision.verdict is not None and backend == job.backends[0]:
-            judged, facts = decision.verdict, dict(decision.facts)
-        else:
-            record = plain_record(
-                network, backend=backend, inference_precision=job.inference_precision, threads=job.threads
-            )
-            record = with_layers(record, quantized) if quantized else record
-            found = gate.agreement(record, file, lambda line, backend=backend: job.say(f"{backend}: {line}"))  # type: ignore[misc]
-            judged = verdict(found, gate.limits)
-            facts = {"agreement": facts_from_agreement(found), "verdict": facts_from_verdict(judged)}
-        reasons = _reasons(judged, decision)
-        failures += [f"{network.id}, {backend}: {reason}" for reason in reasons]
-        gates.append(
-            {
-                "network": network.id,
-                "backend": backend,
-                "precision": job.config.precision,
-                "inference_precision": job.inference_precision,
-                "cases": list(gate.cases),
-                "patches": len(gate.patches),
-                "passed": not reasons,
-                **facts,
-            }
-        )
-    return tuple(gates), tuple(failures)
-
-
-def _reasons(judged: Verdict, decision: Decision | None) -> tuple[str, ...]:
-    if not judged.passed:
-        return judged.reasons
-    if decision is not None and not decision.passed:
-        rolled_back = decision.facts["roll_back"] is not None
-        return ("only with every layer back in higher precision does it pass" if rolled_back else NOTHING_LEFT,)
-    return ()
-
-
-def calibration_facts(network: NetworkRecord, table: ScaleTable) -> dict[str, Any]:
-    """What a bundle says of a calibration: where it is, of which patches, how large the ranges are."""
-    return {
-        "network": network.id,
-        "file": f"calibrations/{network.id}.json",
-        "cache": f"calibrations/{network.id}.cache",
-        "patches": table.fingerprint.patches_used,
-        "seed": table.fingerprint.seed,
-        "cases": sorted(table.fingerprint.cases),
-        "coverage": table.coverage.to_json(),
-        "amax": {name: {"max": entry.maximum, **entry.amax} for name, entry in table.entries.items()},
-    }
-
-
-def _files(network: NetworkRecord, table: ScaleTable) -> Mapping[str, bytes]:
-    from trtbuild.steps.precision.calibrate import CACHE_VERSION
-
-    cache = cache_from_scales(table.scales("entropy"), version=CACHE_VERSION, kind="EntropyCalibration2")
-    return {
-        f"calibrations/{network.id}.json": table.to_bytes(),
-        f"calibrations/{network.id}.cache": cache.to_bytes(),
-    }
+    records = [job.record(typed, backend) for backend in job.backends]
+    records = [with_layers(record, quantized) for record in records]
+    gates, failures = ((), ()) if gate is None else judged_engines(gate, records, file, decision, job.say)
+    return TypedNetwork(
+        record=typed,
+        content=None if typed is network else content,
+        quantized=quantized,
+        calibration=None if table is None else {**calibration_facts(network, table), **more},
+        files={} if table is None else calibration_files(network, table),
+        gates=gates,
+        failures=failures,
+    )

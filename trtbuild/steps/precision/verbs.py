@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from trtbuild.atomic import scratch_folder
 from trtbuild.bundle import Bundle, Stage, open_bundle
 from trtbuild.config import CalibrationConfig, QuantizeConfig, check_folds, check_threads
-from trtbuild.errors import InputError, ModelError, OutputError
+from trtbuild.errors import InputError, ModelError, OutputError, TrtbuildError
 from trtbuild.graph import clean, load_onnx, save_onnx
-from trtbuild.graph.precision import cast, fp16_sensitive, quantize, targets, tensorrt_form
+from trtbuild.graph.precision import Quantized, cast, fp16_sensitive, quantize, targets, tensorrt_form
 from trtbuild.machine import usable_cores
-from trtbuild.steps.precision.calibrate import Calibration, calibrated
+from trtbuild.steps.precision.calibrate import (
+    Calibration,
+    calibrated,
+    make_scales_folder,
+    observed_form,
+    what_is_done,
+)
 from trtbuild.steps.precision.data import as_input_errors, check_previous, stage_data
-from trtbuild.steps.precision.decide import kept_layers
-from trtbuild.steps.precision.typed import calibration_facts, calibration_progress
-from trtbuild_calibration import ScaleTable, check_cache, read_cache, read_table
+from trtbuild.steps.precision.decide import kept_layers, left_with_reasons
+from trtbuild.steps.precision.facts import calibration_facts
+from trtbuild.steps.precision.typed import calibration_progress
+from trtbuild_calibration import Method, ScaleTable, check_cache, read_cache, read_table
 
 if TYPE_CHECKING:
     import onnx
 
 Say = Callable[[str], None]
+QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
+DEFAULT: Method = "percentile"
+OF_KIND: Mapping[str, Method] = {"EntropyCalibration2": "entropy", "MinMaxCalibration": "minmax"}
+"""What TensorRT's calibrators choose thresholds by."""
 
 
 def calibrate_bundle(
@@ -33,16 +47,15 @@ def calibrate_bundle(
         BundleError, ModelError: no bundle, or it lacks a fold.
         InputError: the data cannot be used.
     """
-    import tempfile
-
     check_folds(folds)
     check_threads(threads)
     bundle = open_bundle(path)
     check_previous(config, bundle.manifest.stages)
+    make_scales_folder(config)
     facts = []
-    with tempfile.TemporaryDirectory(prefix="trtbuild-") as scratch:
+    with scratch_folder() as scratch:
         for number, stage in enumerate(bundle.manifest.stages):
-            folder = Path(scratch) / str(number)
+            folder = scratch / str(number)
             folder.mkdir()
             facts += _calibrated_stage(bundle, stage, config, folds, threads or usable_cores(), folder, report, say)
     return {"scales": str(config.scales), "calibrations": facts}
@@ -75,10 +88,10 @@ def _calibrated_stage(
     facts = []
     for network in (network for network in roots if folds is None or network.fold in folds):
         sources, _ = data.split(network.fold, config.seed, gated=False)
-        report(f"calibrating {network.id} on {config.patches} patches of {len(sources)} cases")
-        model = clean(load_onnx(bundle.file(network.file)), rewrite_conv_transpose=False, split_instance_norm=True)
+        report(what_is_done(network.id, config, len(sources)))
+        model = observed_form(load_onnx(bundle.file(network.file)))
         job = Calibration(spec=stage.spec, sources=sources, data=data, config=config, threads=threads)
-        table = calibrated(network.id, model.model, job, calibration_progress(say))
+        table = calibrated(network.id, model, job, calibration_progress(say))
         facts.append(calibration_facts(network, table))
     return facts
 
@@ -88,26 +101,105 @@ def quantize_file(config: QuantizeConfig) -> dict[str, Any]:
 
     Raises:
         OutputError: the output exists, or cannot be written.
-        InputError: the scales are damaged, or of another network.
+        InputError: the scales are damaged, of another network, or of another method than asked for.
         GraphError: the network is malformed, or is not clean.
+        TrtbuildError: scales are missing, or given for a network with Q/DQ of its own.
     """
     if config.output.exists() and not config.overwrite:
         raise OutputError("The output exists.", where=config.output, hint="choose another name, or add --overwrite")
     model = load_onnx(config.source)
-    if not any(node.op_type == "QuantizeLinear" for node in model.graph.node):
-        model = clean(model, rewrite_conv_transpose=False, split_instance_norm=False).model
-    if config.backend == "tensorrt":
-        model = tensorrt_form(model)
-    table, amax = _scales(config, model)
-    kept = kept_layers(model, config.keep, ends=not config.quantize_ends)
-    result = quantize(model, amax, keep=kept, zero_point="s8" if config.backend == "tensorrt" else "u8")
-    typed, left = result.model, result.left
+    if any(node.op_type in QUANTIZERS for node in model.graph.node):
+        typed, table = _with_its_own(config, model), None
+    else:
+        typed, table = _with_scales(config, model)
+    result, left = typed.model, typed.left
     if config.rest != "fp32":
-        sensitive = {} if config.rest == "bf16" else _sensitive(config, typed, table)
-        lower = cast(typed, config.rest, keep=sensitive)
-        typed, left = lower.model, (*left, *lower.left)
-    save_onnx(typed, config.output)
-    return {"output": str(config.output), "int8": list(result.quantized), "left": list(left)}
+        lower = cast(result, config.rest, keep={} if config.rest == "bf16" else _sensitive(config, result, table))
+        result, left = lower.model, (*left, *lower.left)
+    save_onnx(result, config.output)
+    return {"output": str(config.output), "int8": list(typed.quantized), "left": list(left)}
+
+
+def _zero_point(config: QuantizeConfig) -> Literal["s8", "u8"]:
+    return "s8" if config.backend == "tensorrt" else "u8"
+
+
+def _with_its_own(config: QuantizeConfig, model: onnx.ModelProto) -> Quantized:
+    """A network that came with Q/DQ, which stay: only their form becomes the backend's."""
+    given = {
+        "--scales": config.scales is not None,
+        "--method": config.method is not None,
+        "--keep": bool(config.keep),
+        "--quantize-ends": config.quantize_ends,
+    }
+    unused = [option for option, is_given in given.items() if is_given]
+    if unused:
+        raise TrtbuildError(
+            "The network comes with Q/DQ of its own, and needs none.",
+            expected=f"no {unused[0]}",
+            got=", ".join(unused),
+            where=config.source,
+            hint=f"leave {' and '.join(unused)} out: its layers and scales stay as they are",
+        )
+    if config.rest == "fp16":
+        raise TrtbuildError(
+            "FP16 needs the ranges of all tensors, which a network with Q/DQ of its own does not bring.",
+            expected="--rest fp32 or bf16",
+            got="--rest fp16",
+            where=config.source,
+        )
+    model = tensorrt_form(model) if config.backend == "tensorrt" else model
+    return quantize(model, {}, keep=(), zero_point=_zero_point(config))
+
+
+def _with_scales(config: QuantizeConfig, source: onnx.ModelProto) -> tuple[Quantized, ScaleTable | None]:
+    """A float network in INT8, and the table of its scales where they are one."""
+    if config.scales is None:
+        raise TrtbuildError(
+            "INT8 needs scales: the network has no Q/DQ of its own.",
+            expected="--scales",
+            got="no scales",
+            where=config.source,
+            hint="trtbuild calibrate BUNDLE --calibration nnUNet_preprocessed/DatasetX -o FOLDER makes them",
+        )
+    model = clean(source, rewrite_conv_transpose=False, split_instance_norm=False).model
+    model = tensorrt_form(model) if config.backend == "tensorrt" else model
+    wanted = [name for name, _ in targets(model)]
+    with as_input_errors():
+        table = read_table(config.scales) if config.scales.suffix == ".json" else None
+        amax = _from_cache(config, config.scales, wanted) if table is None else table.amax(config.method or DEFAULT)
+    if table is not None:
+        _check_network(config, source, table)
+    kept = kept_layers(model, config.keep, ends=not config.quantize_ends)
+    result = quantize(model, amax, keep=kept.keys(), zero_point=_zero_point(config))
+    return replace(result, left=left_with_reasons(result.left, kept)), table
+
+
+def _from_cache(config: QuantizeConfig, scales: Path, wanted: list[str]) -> dict[str, float]:
+    cache = read_cache(scales)
+    held = OF_KIND[cache.kind]
+    if config.method not in (None, held):
+        raise InputError(
+            "A calibration cache holds the thresholds of one method.",
+            expected=f"--method {held}, or none",
+            got=f"--method {config.method}",
+            where=scales,
+            hint="the table that trtbuild calibrate writes beside it holds all of them",
+        )
+    return check_cache(cache, wanted)
+
+
+def _check_network(config: QuantizeConfig, source: onnx.ModelProto, table: ScaleTable) -> None:
+    """Folds of one model differ in their weights alone, so that names do not tell their scales apart."""
+    found = hashlib.sha256(observed_form(source).SerializeToString()).hexdigest()
+    if found != table.fingerprint.network:
+        raise InputError(
+            "The scales are not of this network.",
+            expected=f"those of the network {found[:16]} ({config.source.name})",
+            got=f"those of the network {table.fingerprint.network[:16]}",
+            where=config.scales,
+            hint="trtbuild calibrate the bundle that the network is from, and quantize the bundle's own file",
+        )
 
 
 def _sensitive(config: QuantizeConfig, model: onnx.ModelProto, table: ScaleTable | None) -> dict[str, str]:
@@ -115,31 +207,7 @@ def _sensitive(config: QuantizeConfig, model: onnx.ModelProto, table: ScaleTable
         raise InputError(
             "FP16 needs the ranges of all tensors, and a calibration cache holds those of a few.",
             expected="NAME.json of trtbuild calibrate",
-            got=config.scales.name,
+            got="a cache",
             where=config.scales,
         )
     return dict(fp16_sensitive(model, table.ranges, norms=not config.fp16_norms))
-
-
-def _scales(config: QuantizeConfig, model: onnx.ModelProto) -> tuple[ScaleTable | None, dict[str, float]]:
-    """The table, where it is one, and the thresholds of the network's tensors."""
-    wanted = [name for name, _ in targets(model)]
-    with as_input_errors():
-        if config.scales.suffix == ".json":
-            table = read_table(config.scales)
-            known = table.amax(config.method)
-            _check_tensors(config, wanted, known)
-            return table, known
-        return None, check_cache(read_cache(config.scales), wanted)
-
-
-def _check_tensors(config: QuantizeConfig, wanted: list[str], known: dict[str, float]) -> None:
-    missing = [name for name in wanted if name not in known]
-    if missing:
-        raise InputError(
-            "The scales are not of this network.",
-            expected=f"scales of {len(wanted)} tensors",
-            got=f"{len(missing)} are missing, {missing[0]} first",
-            where=config.scales,
-            hint="trtbuild calibrate the bundle that the network is from",
-        )
