@@ -247,6 +247,7 @@ def low_int8(path: Path, model: Path | None = None, **options: Any) -> Bundle:
     return compiled(model or subject("lowres3d").bundle, path, **(given | options))
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_networks_and_scales(tmp_path: Path) -> None:
     first, second = (low_int8(tmp_path / f"{name}.trtb") for name in ("a", "b"))
     assert content(first, "networks/", "calibrations/") == content(second, "networks/", "calibrations/")

@@ -81,6 +81,7 @@ def read(model: ZooModel, kind: str) -> np.ndarray:
     return image
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_every_label_covers_a_hundredth_of_the_main_image(name: str, get: Get, segment: Callable[..., Path]) -> None:
     labels = segmentation_from_file(segment(name, "main"))
@@ -254,7 +255,8 @@ def test_the_patch_for_float32_is_undone_even_after_an_error() -> None:
     assert raw.compute_gaussian is compute_gaussian
 
 
-@pytest.mark.parametrize("name", [*MODELS, *(pytest.param(name, marks=pytest.mark.slow) for name in ALONE)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*MODELS, *ALONE])
 def test_rounding_in_the_network_changes_next_to_no_voxel(name: str, get: Get, segment: Callable[..., Path]) -> None:
     """nnU-Net in float64 throughout gives the same labels: a float32 network can be asked for 2e-5."""
     model = get(name)
