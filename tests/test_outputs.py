@@ -542,7 +542,9 @@ def test_settings_that_cannot_be_are_refused_at_once(who: Subject, tmp_path: Pat
     with pytest.raises(TrtbuildError, match=r"^The number of threads"):
         trtbuild.open(who.bundle, threads=0)
     config: dict[str, Any] = {"model": tmp_path, "output": tmp_path / "x.trtb"}
-    with pytest.raises(TrtbuildError, match="fp32 or bf16"):
+    with pytest.raises(TrtbuildError, match="fp32 or fp16 or bf16 or int8"):
+        CompileConfig(**config, precision="int4")
+    with pytest.raises(TrtbuildError, match="INT8 needs patches"):
         CompileConfig(**config, precision="int8")
     for text in ("openvino", "auto"):
         with pytest.raises(TrtbuildError, match=r"tuple .*\(\"openvino\",\)"):
