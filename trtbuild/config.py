@@ -108,6 +108,12 @@ class CalibrationConfig:
             _check_whole(getattr(self, name), least, option)
 
 
+def check_limit(value: object, where: str) -> None:
+    """A limit of the gate, 0 to 1, else TrtbuildError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise TrtbuildError("A limit of the gate is out of range.", expected="0 <= limit <= 1", got=value, where=where)
+
+
 @dataclass(frozen=True, kw_only=True)
 class GateConfig:
     """What decides whether an engine in lower precision is good enough, on cases that the calibration did not see.
@@ -127,11 +133,7 @@ class GateConfig:
         _check_whole(self.patches, 1, "--gate-patches")
         _check_flag(self.roll_back, "roll_back")
         for name in ("mean_loss", "class_loss", "agreement"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-                raise TrtbuildError(
-                    "A limit of the gate is out of range.", expected="0 <= limit <= 1", got=value, where=name
-                )
+            check_limit(getattr(self, name), name)
 
 
 @dataclass(frozen=True, kw_only=True)

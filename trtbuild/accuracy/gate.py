@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trtbuild.accuracy.agreement import Agreement, ClassAgreement
+from trtbuild.config import GateConfig, check_limit
 from trtbuild.errors import TrtbuildError
 from trtbuild.spec import json_from_value
 
@@ -43,17 +44,14 @@ class Limits:
         TrtbuildError: a loss or the agreement is outside 0..1, or `min_voxels` is no whole number >= 1.
     """
 
-    mean_loss: float = 0.005
-    class_loss: float = 0.02
-    agreement: float = 0.985
+    mean_loss: float = GateConfig.mean_loss
+    class_loss: float = GateConfig.class_loss
+    agreement: float = GateConfig.agreement
     min_voxels: int = 100
 
     def __post_init__(self) -> None:
         for name in ("mean_loss", "class_loss", "agreement"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-                raise TrtbuildError("A limit of the gate is out of range.", expected="0 <= limit <= 1", got=value,
-                                    where=name)  # fmt: skip
+            check_limit(getattr(self, name), name)
         if isinstance(self.min_voxels, bool) or not isinstance(self.min_voxels, int) or self.min_voxels < 1:
             raise TrtbuildError("A limit of the gate is out of range.", expected="a whole number >= 1",
                                 got=self.min_voxels, where="min_voxels")  # fmt: skip
