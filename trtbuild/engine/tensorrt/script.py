@@ -1,0 +1,130 @@
+"""The commands of NVIDIA's tools that build the engine that trtbuild builds: trtexec or tensorrt_rtx, and Polygraphy.
+
+Where the names are from: trtexec's of TensorRT 10 and 11 from samples/common/sampleOptions.cpp of
+github.com/NVIDIA/TensorRT; --computeCapabilities and --useGpu of tensorrt_rtx, trtexec's twin for TensorRT-RTX, from
+docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/cpu-engines.html; Polygraphy's from its --help.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+
+from trtbuild.config import TensorRTConfig
+from trtbuild.engine.tensorrt.settings import CURRENT
+from trtbuild.engine.tensorrt.values import Shapes
+
+POLYGRAPHY_LEVELS: Mapping[str, str] = {"ampere+": "ampere_plus", "sameComputeCapability": "same_compute_capability"}
+TOOLS: Mapping[str, str] = {"tensorrt": "trtexec", "tensorrt-rtx": "tensorrt_rtx"}
+TIMING_CACHE = "timing.cache"
+
+
+def equivalent_commands(
+    config: TensorRTConfig, shapes: Shapes, *, onnx: str, engine: str, backend: str
+) -> tuple[str, ...]:
+    """Lines for a shell: comments and, last of each tool's, its command.
+
+    Args:
+        config: how trtbuild built the engine; its batches are not looked at.
+        shapes: the engine's profile.
+        onnx: the typed ONNX file that the engine was built from. Precision is in it, so that there is no option
+            for it: the network is strongly typed.
+        engine: the file that the commands write.
+        backend: "tensorrt" or "tensorrt-rtx".
+
+    Returns:
+        Each option of `config` is in the command, or named in a comment above it where the tool has none.
+    """
+    tool, options = _tool(config, shapes, onnx, engine, backend), _polygraphy(config, shapes, backend)
+    polygraphy = ["polygraphy", "convert", onnx, "--convert-to", "trt", "-o", engine, "--strongly-typed", *options]
+    variable = "POLYGRAPHY_USE_TENSORRT_RTX=1 " if backend == "tensorrt-rtx" else ""
+    return (
+        f"# {TOOLS[backend]}",
+        *_comments(config, backend, polygraphy=False),
+        shlex.join(tool),
+        "# Polygraphy",
+        *_comments(config, backend, polygraphy=True),
+        variable + shlex.join(polygraphy),
+    )
+
+
+def _tool(config: TensorRTConfig, shapes: Shapes, onnx: str, engine: str, backend: str) -> list[str]:
+    """trtexec, or tensorrt_rtx, whose networks are strongly typed without being told."""
+    options = [f"--onnx={onnx}", f"--saveEngine={engine}", "--skipInference"]
+    options += ["--stronglyTyped"] if backend == "tensorrt" else []
+    for number, name in enumerate(("minShapes", "optShapes", "maxShapes")):
+        profile = [f"{_quoted(tensor)}:{'x'.join(map(str, three[number]))}" for tensor, three in shapes.items()]
+        options += [f"--{name}={','.join(profile)}"] if profile else []
+    given = {
+        f"--memPoolSize=workspace:{config.workspace}": config.workspace is not None,
+        f"--builderOptimizationLevel={config.optimization_level}": True,
+        "--noTF32": not config.tf32,
+        "--sparsity=enable": config.sparsity,
+        "--allowWeightStreaming": config.weight_streaming,
+        "--stripWeights": config.strip_plan,
+        "--refit": config.refit,
+        "--profilingVerbosity=detailed": True,
+        "--verbose": config.verbose,
+    }
+    if backend == "tensorrt":
+        given |= {
+            f"--hardwareCompatibilityLevel={config.hardware_compatibility}": config.hardware_compatibility != "none",
+            "--versionCompatible": config.version_compatible,
+            f"--timingCacheFile={TIMING_CACHE}": config.timing_cache,
+            "--noBuilderCache": not config.timing_cache,
+        }
+    elif config.compute_capabilities == (CURRENT,):
+        given["--useGpu"] = True
+    else:
+        given[f"--computeCapabilities={','.join(config.compute_capabilities)}"] = bool(config.compute_capabilities)
+    return [TOOLS[backend], *options, *(option for option, is_given in given.items() if is_given)]
+
+
+def _polygraphy(config: TensorRTConfig, shapes: Shapes, backend: str) -> list[str]:
+    options: list[str] = []
+    for number, name in enumerate(("min", "opt", "max")):
+        profile = [f"{tensor}:[{','.join(map(str, three[number]))}]" for tensor, three in shapes.items()]
+        options += [f"--trt-{name}-shapes", *profile] if profile else []
+    given: dict[tuple[str, ...], bool] = {
+        ("--pool-limit", f"workspace:{config.workspace}M"): config.workspace is not None,
+        ("--builder-optimization-level", str(config.optimization_level)): True,
+        ("--tf32",): config.tf32,
+        ("--sparse-weights",): config.sparsity,
+        ("--weight-streaming",): config.weight_streaming,
+        ("--strip-plan",): config.strip_plan,
+        ("--refittable",): config.refit,
+        ("--profiling-verbosity", "detailed"): True,
+        ("-vv",): config.verbose,
+    }
+    if backend == "tensorrt":
+        level = POLYGRAPHY_LEVELS.get(config.hardware_compatibility, "none")
+        given |= {
+            ("--hardware-compatibility-level", level): config.hardware_compatibility != "none",
+            ("--version-compatible",): config.version_compatible,
+            ("--load-timing-cache", TIMING_CACHE, "--save-timing-cache", TIMING_CACHE): config.timing_cache,
+        }
+    elif config.compute_capabilities == (CURRENT,):
+        given[("--use-gpu",)] = True
+    else:
+        capabilities = [f"{name[:-1]}.{name[-1]}" for name in config.compute_capabilities]
+        given[("--compute-capabilities", *capabilities)] = bool(capabilities)
+    return [*options, *(word for words, is_given in given.items() if is_given for word in words)]
+
+
+def _comments(config: TensorRTConfig, backend: str, *, polygraphy: bool) -> Sequence[str]:
+    """What is set and has no option in a tool."""
+    missing = []
+    if backend == "tensorrt" and config.compute_capabilities:
+        missing.append(f"compute_capabilities={','.join(config.compute_capabilities)}: an engine is for this GPU")
+    if backend == "tensorrt-rtx" and config.hardware_compatibility != "none":
+        missing.append(f"hardware_compatibility={config.hardware_compatibility}: TensorRT-RTX has none")
+    if backend == "tensorrt-rtx" and config.version_compatible:
+        missing.append("version_compatible: TensorRT-RTX has none")
+    if backend == "tensorrt" and polygraphy and not config.timing_cache:
+        missing.append("timing_cache=False: nothing is kept, but within a build times are used again")
+    return [f"# no option for {line}" for line in missing]
+
+
+def _quoted(tensor: str) -> str:
+    """trtexec wants names with its own separators in single quotes, which it takes off."""
+    return f"'{tensor}'" if ":" in tensor else tensor
