@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from trtbuild import show, show_precision
+from trtbuild import show, show_layers, show_precision
 from trtbuild.commands.shared import FOLDER, command
 from trtbuild.spec import json_from_value
 
@@ -14,13 +15,28 @@ from trtbuild.spec import json_from_value
 @command("inspect")
 @click.argument("bundle", type=FOLDER)
 @click.option("--verify", is_flag=True, help="Also check the hash of every file.")
+@click.option("--layers", is_flag=True, help="Show the kernels of its TensorRT engines and what they compute in.")
+@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write the layers as an HTML page, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def inspect_command(bundle: Path, verify: bool, as_json: bool) -> None:
+def inspect_command(bundle: Path, verify: bool, layers: bool, html: Path | None, as_json: bool) -> None:
     """Show what a bundle holds: model, engines, precision of each layer, scales, coverage, what the gate said."""
     from trtbuild.steps.inspect import inspect_bundle
 
     facts = inspect_bundle(bundle, verify=verify)
-    show.json_or(as_json, facts, lambda: show_precision.bundle(facts))
+    if layers or html is not None:
+        from trtbuild.steps.layers import bundle_layers
+
+        facts["layers"] = bundle_layers(bundle)
+        if html is not None:
+            show_layers.write_page(facts["layers"], html)
+    show.json_or(as_json, facts, lambda: _show(facts, layers))
+
+
+def _show(facts: dict[str, Any], layers: bool) -> None:
+    if layers:
+        show_layers.layers(facts["layers"])
+    else:
+        show_precision.bundle(facts)
 
 
 @command("doctor")
