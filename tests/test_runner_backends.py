@@ -425,13 +425,23 @@ def test_an_unknown_backend_lists_the_known_ones_and_guesses(model: Path) -> Non
         choose_backend("null")  # answers records that name it, is never chosen
 
 
-def test_auto_takes_the_first_that_is_there_and_refuses_nothing() -> None:
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trtbuild.runtime.device.no_driver", lambda: "no NVIDIA driver")
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_auto_takes_the_first_that_is_there_and_keeps_why_not_the_others() -> None:
     choice = choose_backend("auto")
-    assert (choice.name, choice.refused) == ("openvino", ())
-    assert [(b.name, b.available, b.reason) for b in available_backends()] == [
-        ("openvino", True, None), ("onnxruntime", True, None),
+    assert choice.name == "openvino"
+    assert choice.refused == tuple(
+        (name, "TensorRT engines cannot run here: no NVIDIA driver.") for name in ("tensorrt", "tensorrt-rtx")
+    )
+    assert [(b.name, b.available, b.reason is None) for b in available_backends()] == [
+        ("tensorrt", False, False), ("tensorrt-rtx", False, False), ("openvino", True, True),
+        ("onnxruntime", True, True),
     ]  # fmt: skip
-    assert all(b.version for b in available_backends())
+    assert all(b.version for b in available_backends() if b.available)
 
 
 @pytest.fixture
@@ -443,14 +453,16 @@ def missing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return hide
 
 
+@pytest.mark.usefixtures("no_gpu")
 def test_auto_keeps_the_reason_of_every_refusal(missing: Callable[..., None]) -> None:
     missing("openvino")
     choice = choose_backend("auto")
     assert choice.name == "onnxruntime"
-    assert [name for name, _ in choice.refused] == ["openvino"]
-    assert "OpenVINO cannot be loaded" in choice.refused[0][1]
+    assert [name for name, _ in choice.refused] == ["tensorrt", "tensorrt-rtx", "openvino"]
+    assert "OpenVINO cannot be loaded" in choice.refused[2][1]
 
 
+@pytest.mark.usefixtures("no_gpu")
 def test_with_no_backend_at_all_every_reason_is_told(missing: Callable[..., None]) -> None:
     missing("openvino", "onnxruntime")
     with pytest.raises(EngineError, match="No backend") as caught:

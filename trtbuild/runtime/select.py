@@ -56,6 +56,24 @@ def _open_onnxruntime(record: BuildRecord, model: Path, threads: int | None) -> 
     return open_onnxruntime(record, model, threads=threads)
 
 
+def _tensorrt_version() -> str:
+    from trtbuild.runtime.tensorrt import usable_version
+
+    return usable_version("tensorrt")
+
+
+def _tensorrt_rtx_version() -> str:
+    from trtbuild.runtime.tensorrt import usable_version
+
+    return usable_version("tensorrt-rtx")
+
+
+def _open_tensorrt(record: BuildRecord, engine: Path, threads: int | None) -> Runner:
+    from trtbuild.runtime.tensorrt import open_tensorrt
+
+    return open_tensorrt(record, engine, threads=threads)
+
+
 def _open_null(record: BuildRecord, model: Path, threads: int | None) -> Runner:
     from trtbuild.runtime.null import open_null
 
@@ -63,8 +81,15 @@ def _open_null(record: BuildRecord, model: Path, threads: int | None) -> Runner:
 
 
 # In the order of "auto". The null runner answers records that name it, and is never chosen.
-VERSIONS: Mapping[str, Callable[[], str]] = {"openvino": _openvino_version, "onnxruntime": _onnxruntime_version}
+VERSIONS: Mapping[str, Callable[[], str]] = {
+    "tensorrt": _tensorrt_version,
+    "tensorrt-rtx": _tensorrt_rtx_version,
+    "openvino": _openvino_version,
+    "onnxruntime": _onnxruntime_version,
+}
 OPENERS: Mapping[str, Callable[[BuildRecord, Path, int | None], Runner]] = {
+    "tensorrt": _open_tensorrt,
+    "tensorrt-rtx": _open_tensorrt,
     "openvino": _open_openvino,
     "onnxruntime": _open_onnxruntime,
     "null": _open_null,
@@ -89,7 +114,10 @@ def open_runner(record: BuildRecord, model: Path, *, threads: int | None = None)
 
 
 def available_backends() -> tuple[BackendStatus, ...]:
-    """Every backend in the order of "auto", with its version or the reason why it cannot be used. Loads them."""
+    """Every backend in the order of "auto", with its version or the reason why engines cannot be run with it here.
+
+    The CPU's are loaded; TensorRT is not, since one process holds one of its flavours.
+    """
     return tuple(map(_status, VERSIONS))
 
 

@@ -1,0 +1,310 @@
+"""A pycuda.driver without a GPU. Its device memory is host memory, and work runs when somebody waits for any of it.
+
+What would go wrong in silence on a GPU is noted in `faults`: work in a thread where no context is current, memory that
+is freed while work is under way, or used after that, copies beyond the end or from memory that is not page-locked,
+streams and memory that nobody gave back. Fresh and freed memory is full of NaN.
+"""
+
+from __future__ import annotations
+
+import builtins
+import ctypes
+import threading
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+NAN = 0xFF
+"""A float32 of these bytes is NaN."""
+
+
+class Error(Exception):
+    """As in pycuda, not a RuntimeError."""
+
+
+class MemoryError(Error, builtins.MemoryError):
+    pass
+
+
+class LogicError(Error):
+    pass
+
+
+class LaunchError(Error):
+    pass
+
+
+class Cuda(ModuleType):
+    """The module pycuda.driver, for one or more GPUs of `memory` bytes."""
+
+    Error, MemoryError, LogicError, LaunchError = Error, MemoryError, LogicError, LaunchError
+
+    def __init__(self, *, name: str = "Test GPU", capability: tuple[int, int] = (8, 6), memory: int = 1 << 30) -> None:
+        super().__init__("pycuda.driver")
+        self.__spec__ = ModuleSpec("pycuda.driver", None)
+        self.faults: list[str] = []
+        self.device_name, self.capability, self.memory = name, capability, memory
+        self.initialised = False
+        self.live: dict[int, DeviceAllocation] = {}
+        self.pinned: list[PagelockedHostAllocation] = []
+        self.streams: dict[int, _Queue] = {}
+        self.stacks = threading.local()
+        self.fail_next: Exception | None = None
+        self.lock = threading.RLock()
+        self.Device = type("Device", (_Device,), {"cuda": self})
+        self.Context = type("Context", (_Context,), {"cuda": self})
+        self.Stream = type("Stream", (_Stream,), {"cuda": self})
+
+    def init(self) -> None:
+        self.initialised = True
+
+    def get_driver_version(self) -> int:
+        return 13000
+
+    def mem_alloc(self, size: int) -> DeviceAllocation:
+        self.need_context("cuMemAlloc")
+        if sum(each.size for each in self.live.values()) + size > self.memory:
+            raise MemoryError("cuMemAlloc failed: out of memory")
+        return DeviceAllocation(self, size)
+
+    def pagelocked_empty(self, shape: Any, dtype: Any, order: str = "C", mem_flags: int = 0) -> NDArray[Any]:
+        self.need_context("cuMemHostAlloc")
+        return PagelockedHostAllocation(self, tuple(shape), np.dtype(dtype)).as_array()
+
+    def memcpy_htod_async(self, dest: int, src: NDArray[Any], stream: Any = None) -> None:
+        self._check_copy(src, "htod", dest)
+
+        def copy() -> None:
+            self.at(int(dest), src.nbytes)[:] = np.frombuffer(self._page_locked(src).tobytes(), np.uint8)
+
+        self._queue(stream).add(copy, {int(dest)}, src)
+
+    def memcpy_dtoh_async(self, dest: NDArray[Any], src: int, stream: Any = None) -> None:
+        self._check_copy(dest, "dtoh", src)
+
+        def copy() -> None:
+            self._page_locked(dest).reshape(-1).view(np.uint8)[:] = self.at(int(src), dest.nbytes)
+
+        self._queue(stream).add(copy, {int(src)}, dest)
+
+    # --- what the fake of TensorRT and the tests use; pycuda has none of it
+
+    def need_context(self, what: str) -> None:
+        if not self.stack():
+            raise LogicError(f"{what} failed: invalid device context")
+
+    def stack(self) -> list[Any]:
+        if not hasattr(self.stacks, "entries"):
+            self.stacks.entries = []
+        entries: list[Any] = self.stacks.entries
+        return entries
+
+    def fault(self, text: str) -> None:
+        self.faults.append(text)
+
+    def at(self, address: int, nbytes: int) -> NDArray[np.uint8]:
+        """The bytes of device memory; an address that is not in live memory stops the work, as a GPU does."""
+        for start, allocation in self.live.items():
+            if start <= address and address + nbytes <= start + allocation.size:
+                return allocation.content[address - start : address - start + nbytes]
+        self.fault(f"an illegal address: {nbytes} bytes at {address:#x}")
+        raise LaunchError("an illegal memory access was encountered")
+
+    def run_on(self, stream: int, work: Callable[[], None], addresses: set[int]) -> None:
+        """Queue a kernel on a stream by its handle."""
+        if stream not in self.streams:
+            self.fault(f"no such stream: {stream:#x}")
+            raise LogicError("invalid resource handle")
+        self.streams[stream].add(work, addresses, None)
+
+    def leaks(self) -> list[str]:
+        left = [f"{each.size} bytes of device memory" for each in self.live.values()]
+        left += [f"{each.array.nbytes} bytes of page-locked memory" for each in self.pinned]
+        return left + [f"stream {handle:#x}" for handle in self.streams]
+
+    def _queue(self, stream: Any) -> _Queue:
+        if stream is None:
+            self.fault("the default stream is used")
+            raise LogicError("no stream")
+        queue: _Queue = stream.queue
+        return queue
+
+    def _check_copy(self, array: NDArray[Any], kind: str, address: int) -> None:
+        self.need_context(f"cuMemcpy {kind}")
+        if not array.flags.c_contiguous:
+            raise ValueError("ndarray is not contiguous")
+        self._page_locked(array)
+        self.at(int(address), array.nbytes)
+
+    def _page_locked(self, array: NDArray[Any]) -> NDArray[Any]:
+        first = array.ctypes.data
+        if not any(each.holds(first, array.nbytes) for each in self.pinned):
+            self.fault("a copy of host memory that is not page-locked, or freed")
+        return array
+
+
+class _Queue:
+    """The work of a stream that has not run."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        self.cuda = cuda
+        self.work: list[tuple[Callable[[], None], set[int], Any]] = []
+
+    def add(self, work: Callable[[], None], addresses: set[int], array: Any) -> None:
+        with self.cuda.lock:
+            self.work.append((work, addresses, array))
+
+    def run(self) -> None:
+        with self.cuda.lock:
+            if self.cuda.fail_next is not None:
+                error, self.cuda.fail_next = self.cuda.fail_next, None
+                self.work.clear()
+                raise error
+            while self.work:
+                others = [queue for queue in self.cuda.streams.values() if queue is not self]
+                for queue in (*others, self):  # the others go on meanwhile, as on a GPU
+                    if queue.work:
+                        queue.work.pop(0)[0]()
+
+
+class DeviceAllocation:
+    def __init__(self, cuda: Cuda, size: int) -> None:
+        self._cuda, self.size = cuda, size
+        self.content = np.full(size, NAN, dtype=np.uint8)
+        self._address, self._freed = self.content.ctypes.data, False
+        cuda.live[self._address] = self
+
+    def __int__(self) -> int:
+        return self._address
+
+    def free(self) -> None:
+        self._cuda.need_context("cuMemFree")
+        if self._freed:
+            raise LogicError("device_allocation::free failed: invalid resource handle")
+        for queue in self._cuda.streams.values():
+            if any(self._address in addresses for _, addresses, _ in queue.work):
+                self._cuda.fault("device memory was freed while work on it is under way")
+        self._freed = True
+        self.content[:] = NAN
+        del self._cuda.live[self._address]
+
+    def __del__(self) -> None:
+        if not self._freed and self._address in self._cuda.live:
+            self._cuda.fault("device memory was left to the garbage collector")
+
+
+class PagelockedHostAllocation:
+    def __init__(self, cuda: Cuda, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self._cuda, self._freed = cuda, False
+        self.array = np.empty(shape, dtype)
+        self.array.reshape(-1).view(np.uint8)[:] = NAN
+        self.__array_interface__ = self.array.__array_interface__
+        cuda.pinned.append(self)
+
+    def as_array(self) -> NDArray[Any]:
+        array = np.asarray(self)
+        assert array.base is self
+        return array
+
+    def holds(self, first: int, nbytes: int) -> bool:
+        return self.array.ctypes.data <= first and first + nbytes <= self.array.ctypes.data + self.array.nbytes
+
+    def free(self) -> None:
+        self._cuda.need_context("cuMemFreeHost")
+        if self._freed:
+            raise LogicError("pagelocked_host_allocation::free failed: invalid resource handle")
+        for queue in self._cuda.streams.values():
+            if any(array is not None and self.holds(array.ctypes.data, 1) for _, _, array in queue.work):
+                self._cuda.fault("page-locked memory was freed while a copy is under way")
+        self._freed = True
+        self.array.reshape(-1).view(np.uint8)[:] = NAN
+        self._cuda.pinned.remove(self)
+
+
+class _Device:
+    cuda: Cuda
+
+    def __init__(self, index: int) -> None:
+        if not self.cuda.initialised:
+            raise LogicError("cuDeviceGet failed: initialization error")
+        if index != 0:
+            raise LogicError("cuDeviceGet failed: invalid device ordinal")
+
+    @classmethod
+    def count(cls) -> int:
+        return 1
+
+    def name(self) -> str:
+        return self.cuda.device_name
+
+    def compute_capability(self) -> tuple[int, int]:
+        return self.cuda.capability
+
+    def total_memory(self) -> int:
+        return self.cuda.memory
+
+    def retain_primary_context(self) -> Any:
+        return self.cuda.Context()
+
+    def make_context(self, flags: int = 0) -> Any:
+        self.cuda.fault("a context that is not the primary one")
+        return self.cuda.Context()
+
+
+class _Context:
+    cuda: Cuda
+
+    def push(self) -> None:
+        self.cuda.stack().append(self)
+
+    @classmethod
+    def pop(cls) -> None:
+        if not cls.cuda.stack():
+            raise LogicError("context::pop failed: cannot pop non-current context")
+        cls.cuda.stack().pop()
+
+    @classmethod
+    def synchronize(cls) -> None:
+        cls.cuda.need_context("cuCtxSynchronize")
+        for queue in list(cls.cuda.streams.values()):
+            queue.run()
+
+
+class _Stream:
+    cuda: Cuda
+
+    def __init__(self, flags: int = 0) -> None:
+        self.cuda.need_context("cuStreamCreate")
+        self.queue = _Queue(self.cuda)
+        self._cell = ctypes.c_int()  # for an address of its own
+        self.handle = ctypes.addressof(self._cell)
+        self.cuda.streams[self.handle] = self.queue
+
+    def synchronize(self) -> None:
+        self.cuda.need_context("cuStreamSynchronize")
+        queue = self.queue
+        del self  # pycuda's own frames are C++, which no traceback holds
+        queue.run()
+
+    def is_done(self) -> bool:
+        return not self.queue.work
+
+    def __del__(self) -> None:
+        if not self.cuda.stack():
+            self.cuda.fault("a stream was destroyed where its context is not current")
+        if self.queue.work:
+            self.cuda.fault("a stream was destroyed with work under way")
+        self.cuda.streams.pop(self.handle, None)
+
+
+def installed(cuda: Cuda) -> dict[str, ModuleType]:
+    """What to put into sys.modules."""
+    package = ModuleType("pycuda")
+    package.__spec__ = ModuleSpec("pycuda", None)
+    package.__path__ = []
+    package.driver = cuda  # type: ignore[attr-defined]
+    return {"pycuda": package, "pycuda.driver": cuda}

@@ -1,0 +1,234 @@
+"""TensorRT without a GPU: a twin of the real bindings (tests/bindings.py) that computes the small network.
+
+Names, signatures and types are the bindings' own. What TensorRT answers is scripted here: it refuses what TensorRT
+refuses, with None or False and a line in the logger, and queues its work on the fake GPU (tests/fake_cuda.py), where it
+reads and writes device memory by address when somebody waits for the stream.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bindings import Twin
+from bindings_facts import facts_of
+from bindings_members import Call
+from fake_cuda import Cuda, installed
+from numpy.typing import NDArray
+from runner_samples import CHANNELS, HEADS, PATCHES, reference_logits
+
+from trtbuild.spec import BuildRecord, Memory, Profile
+
+VERSIONS = {"tensorrt": "10.16.1.11", "tensorrt-rtx": "rtx"}
+"""Whose bindings stand for a backend."""
+MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+MAGIC = b"fake plan "
+
+
+def plan_of(dimensions: int = 3, batches: tuple[int, int, int] = (1, 2, 2), **changes: Any) -> bytes:
+    """A plan of the small network for a smallest, usual and largest batch."""
+    patch = PATCHES[dimensions]
+    facts: dict[str, Any] = {
+        "dtypes": ["FLOAT", "FLOAT"],
+        "profile": [[batch, CHANNELS, *patch] for batch in batches],
+        "shapes": [[-1, CHANNELS, *patch], [-1, HEADS, *patch]],
+    }
+    return MAGIC + json.dumps(facts | changes).encode()
+
+
+def device_record(
+    backend: str, plan: bytes, *, dimensions: int = 3, batches: tuple[int, int, int] = (1, 2, 2), **changes: Any
+) -> BuildRecord:
+    """The record of a plan; `options` among the changes are added to its own."""
+    version = facts_of(VERSIONS[backend])["version"]
+    shapes = [(batch, CHANNELS, *PATCHES[dimensions]) for batch in batches]
+    device = {"tensorrt": {"gpu": "Test GPU", "capability": "8.6", "driver": "13.0"}}
+    options = {"sha256": hashlib.sha256(plan).hexdigest(), "key": "k", "version_compatible": False,
+               "hardware_compatibility": "none", **changes.pop("options", {})}  # fmt: skip
+    record = BuildRecord(
+        network="fold_0_fp32", backend=backend, flavour=f"{backend}-{version.partition('.')[0]}", version=version,
+        file="engines/x.engine", precision="fp32", inference_precision="f32",
+        profile=Profile(min=shapes[0], opt=shapes[1], max=shapes[2]),
+        device=device.get(backend, {"capabilities": "86,89"}), options=options,
+        memory=Memory(host=None, device_per_batch={}, measured=False),
+    )  # fmt: skip
+    return replace(record, **changes)
+
+
+class FakeTensorRT:
+    """A twin and the GPU that it computes on. What a test wants to go wrong is set in the fields before it does."""
+
+    def __init__(self, cuda: Cuda, version: str) -> None:
+        self.cuda = cuda
+        self.no_memory = False
+        self.calls_left = float("inf")
+        """Calls of execute_async_v3 that go well."""
+        self.validity, self.cache_fits, self.compiled = (0, 0), True, b"kernels"
+        self.taken_caches: list[bytes] = []
+        self._facts: dict[int, Any] = {}
+        names = [name for name in dir(self) if name.startswith("do_")]
+        self.twin = Twin(facts_of(version), {}, "tensorrt_rtx" if version == "rtx" else "tensorrt")
+        for name in names:
+            cls, _, member = name[3:].partition("__")
+            if self._has(cls, member):
+                self.twin.answers[f"{cls}.{member}" if member else cls] = _function(getattr(self, name))
+
+    def _has(self, cls: str, member: str) -> bool:
+        fact = self.twin.facts["classes"].get(cls)
+        return fact is not None and (not member or member in fact["methods"] or member in fact["properties"])
+
+    # --- Runtime
+
+    def do_Runtime(self, call: Call) -> Any:
+        self._facts[id(call.on)] = call.arguments["logger"]
+
+    def do_Runtime__get_engine_validity(self, call: Call) -> Any:
+        return self.twin.EngineValidity(self.validity[0]), self.validity[1]
+
+    def do_Runtime__deserialize_cuda_engine(self, call: Call) -> Any:
+        self._needs_context("deserialize_cuda_engine")
+        content = bytes(call.arguments["serialized_engine"])
+        self.logger = self._facts[id(call.on)]
+        if not content.startswith(MAGIC) or self.no_memory:
+            return self._refuse("OutOfMemory (Requested size was 8 bytes.)" if self.no_memory else "magicTag != 'ptrt'")
+        return self._new("ICudaEngine", json.loads(content[len(MAGIC) :]))
+
+    # --- ICudaEngine
+
+    def do_ICudaEngine__num_io_tensors(self, call: Call) -> Any:
+        return len(self._of(call)["dtypes"])
+
+    def do_ICudaEngine__num_optimization_profiles(self, call: Call) -> Any:
+        return 1
+
+    def do_ICudaEngine__get_tensor_name(self, call: Call) -> Any:
+        return ("input", "logits", "more")[call.arguments["index"]]
+
+    def do_ICudaEngine__get_tensor_mode(self, call: Call) -> Any:
+        modes = self.twin.TensorIOMode
+        return modes.INPUT if call.arguments["name"] == "input" else modes.OUTPUT
+
+    def do_ICudaEngine__get_tensor_dtype(self, call: Call) -> Any:
+        return self.twin.DataType.__members__[self._of(call)["dtypes"][call.arguments["name"] == "logits"]]
+
+    def do_ICudaEngine__get_tensor_shape(self, call: Call) -> Any:
+        return tuple(self._of(call)["shapes"][call.arguments["name"] == "logits"])
+
+    def do_ICudaEngine__get_tensor_profile_shape(self, call: Call) -> Any:
+        assert (call.arguments["name"], call.arguments["profile_index"]) == ("input", 0)
+        return [tuple(shape) for shape in self._of(call)["profile"]]
+
+    def do_ICudaEngine__device_memory_size_v2(self, call: Call) -> Any:
+        return 4096
+
+    def do_ICudaEngine__create_execution_context(self, call: Call) -> Any:
+        self._needs_context("create_execution_context")
+        if self.no_memory:
+            return self._refuse("[defaultAllocator.cpp] Error Code 1: Cuda Runtime (out of memory)")
+        return self._new("IExecutionContext", {"engine": self._of(call), "addresses": {}, "shape": None, "busy": []})
+
+    # --- IExecutionContext
+
+    def do_IExecutionContext__set_tensor_address(self, call: Call) -> Any:
+        self._of(call)["addresses"][call.arguments["name"]] = int(call.arguments["memory"])
+        return call.arguments["name"] in ("input", "logits")
+
+    def do_IExecutionContext__set_input_shape(self, call: Call) -> Any:
+        smallest, _, largest = self._of(call)["engine"]["profile"]
+        shape = tuple(call.arguments["shape"])
+        inside = len(shape) == len(largest) and all(
+            low <= got <= high for low, got, high in zip(smallest, shape, largest, strict=True)
+        )
+        if not inside:
+            self._refuse(f"Runtime dimension does not satisfy any optimization profile: {shape}")
+            return False
+        self._of(call)["shape"] = shape
+        return True
+
+    def do_IExecutionContext__execute_async_v3(self, call: Call) -> Any:
+        self._needs_context("execute_async_v3")
+        facts = self._of(call)
+        addresses, shape = dict(facts["addresses"]), facts["shape"]
+        self.calls_left -= 1
+        if self.calls_left < 0 or shape is None or set(addresses) != {"input", "logits"}:
+            self._refuse("Error Code 3: API Usage Error (an input shape or address is not set)")
+            return False
+
+        stream = call.arguments["stream_handle"]
+        if set(facts["busy"]) - {stream}:
+            self.cuda.fault("an execution context is used on two streams at once")
+        facts["busy"].append(stream)
+
+        def compute() -> None:
+            facts["busy"].remove(stream)
+            batch = _floats(self.cuda, addresses["input"], shape)
+            if not np.isfinite(batch).all():
+                self.cuda.fault("the network got NaN")
+            out = _floats(self.cuda, addresses["logits"], (shape[0], HEADS, *shape[2:]))
+            out[...] = reference_logits(batch)
+
+        self.cuda.run_on(stream, compute, set(addresses.values()))
+        return True
+
+    # --- TensorRT-RTX's runtime cache
+
+    def do_IRuntimeCache__deserialize(self, call: Call) -> Any:
+        self._needs_context("IRuntimeCache.deserialize")
+        if not self.cache_fits:
+            self._refuse("the runtime cache is of another driver")
+            return False
+        self.taken_caches.append(bytes(call.arguments["blob"]))
+        return True
+
+    def do_IRuntimeCache__serialize(self, call: Call) -> Any:
+        if any(queue.work for queue in self.cuda.streams.values()):
+            self.cuda.fault("the runtime cache is read while kernels are under way")
+        return self.compiled
+
+    def _new(self, kind: str, facts: Any) -> Any:
+        made = self.twin.kinds.new(kind)
+        self._facts[id(made)] = facts
+        self._facts[-id(made)] = made  # keeps it, and so its id
+        return made
+
+    def _of(self, call: Call) -> Any:
+        return self._facts[id(call.on)]
+
+    def _refuse(self, text: str) -> None:
+        self.logger.log(self.twin.ILogger.ERROR, text)
+        self.logger.log(self.twin.ILogger.INFO, "not a reason")
+
+    def _needs_context(self, what: str) -> None:
+        if not self.cuda.stack():
+            self.cuda.fault(f"{what} where no CUDA context is current")
+
+
+def install(patch: pytest.MonkeyPatch, backend: str, *, cuda: Cuda | None = None, version: str | None = None) -> Any:
+    """Put a GPU, its driver, pycuda and one flavour of TensorRT into this process."""
+    fake = FakeTensorRT(cuda or Cuda(), version or VERSIONS[backend])
+    for name, module in installed(fake.cuda).items():
+        patch.setitem(sys.modules, name, module)
+    for name in MODULES.values():
+        patch.delitem(sys.modules, name, raising=False)
+    patch.setitem(sys.modules, MODULES[backend], fake.twin)
+    patch.setattr("trtbuild.runtime.device.no_driver", lambda: None)
+    return fake
+
+
+def write_plan(path: Path, plan: bytes) -> Path:
+    path.write_bytes(plan)
+    return path
+
+
+def _function(method: Any) -> Any:
+    return lambda call: method(call)  # the twin tells a script from a value by its being a function
+
+
+def _floats(cuda: Cuda, address: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    return cuda.at(address, 4 * int(np.prod(shape))).view(np.float32).reshape(shape)
