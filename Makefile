@@ -14,10 +14,13 @@ help:
 	@echo "make slow       the longer proofs"
 	@echo "make benchmark  measure beside nnU-Net (an hour)"
 
-$(VENV)/.ready: pyproject.toml tests/constraints.txt
+$(VENV)/.ready: pyproject.toml tests/constraints.txt tests/bindings.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 	$(PIP) -e '.[dev]'
+	grep '^tensorrt' tests/bindings.txt | while read pin; do \
+	  $(PIP) --no-deps --upgrade --target $(VENV)/bindings/$${pin##*==} $$pin || exit 1; \
+	done
 	touch $@
 
 setup: $(VENV)/.ready
