@@ -375,7 +375,7 @@ def cannot_pass(path: Path, **options: Any) -> GateFailed:
 @pytest.fixture
 def nothing_helps(monkeypatch: pytest.MonkeyPatch) -> None:
     """A candidate that is broken whatever is rolled back: its head gives everything to the last label."""
-    from trtbuild.steps.precision import typed as room
+    from trtbuild.steps.precision import cpu as room
 
     original = room.clean
 

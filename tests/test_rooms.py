@@ -14,7 +14,7 @@ import trtbuild
 import trtbuild_calibration
 
 PACKAGE = Path(trtbuild.__file__).parent
-LEAVES = {"errors", "spec", "config", "atomic", "options", "machine", "compiled", "half"}
+LEAVES = {"errors", "spec", "config", "atomic", "options", "machine", "compiled", "half", "nvinfer", "cachefolder"}
 LIGHT = {"numpy", "trtbuild"} | set(sys.stdlib_module_names)
 
 # room -> (rooms of ours that it may import besides the leaves, foreign packages)
@@ -24,7 +24,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "engine": ({"runtime"}, set()),
     "stitch": (set(), set()),
     "volume": (set(), {"scipy", "SimpleITK", "nibabel", "imageio", "tifffile", "PIL", "pydicom", "highdicom"}),
-    "runtime": ({"stitch", "volume"}, {"openvino", "onnxruntime"}),
+    "runtime": ({"stitch", "volume"}, {"openvino", "onnxruntime", "pycuda"}),
     "accuracy": (set(), {"scipy", "surface_distance"}),
     "bundle": (set(), {"pydantic"}),
     "steps": (
@@ -32,9 +32,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"threadpoolctl", "trtbuild_calibration"},
     ),
     "cli": ({"commands"}, {"click"}),
-    "commands": ({"steps", "source", "show", "show_evaluation", "show_precision"}, {"click"}),
+    "commands": ({"steps", "source", "show", "show_evaluation", "show_layers", "show_precision"}, {"click"}),
     "show": ({"steps"}, {"click", "rich"}),
     "show_evaluation": ({"steps", "show"}, {"rich"}),
+    "show_layers": ({"steps", "show"}, {"rich", "jinja2"}),
     "show_precision": ({"show"}, {"rich"}),
     "options": (set(), {"click"}),
     "spec": (set(), {"pydantic"}),
@@ -44,6 +45,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "machine": (set(), set()),
     "compiled": (set(), {"numba", "llvmlite"}),
     "half": (set(), set()),
+    "nvinfer": (set(), set()),  # loads tensorrt or tensorrt_rtx by name, one of them per process
+    "cachefolder": (set(), set()),
     "__init__": ({"steps", "bundle"}, set()),
     "__main__": ({"cli"}, set()),
 }
@@ -60,12 +63,28 @@ DOORS = {
     "highdicom": {"volume/io/dicom_seg.py"},
     "numba": {"compiled.py"},
     "llvmlite": {"compiled.py"},
-    "rich": {"show.py", "show_evaluation.py", "show_precision.py"},
+    "pycuda": {"runtime/device.py"},
+    "rich": {"show.py", "show_evaluation.py", "show_layers.py", "show_precision.py"},
+    "jinja2": {"show_layers.py"},
     "surface_distance": {"accuracy/surface.py"},
     # prediction, and compilation in FP32, do without it
     "trtbuild_calibration": {
         f"steps/precision/{name}.py"
-        for name in ("calibrate", "data", "decide", "facts", "gate", "network", "raw", "typed", "verbs")
+        for name in (
+            "arrays",
+            "calibrate",
+            "cpu",
+            "data",
+            "decide",
+            "device",
+            "facts",
+            "gate",
+            "job",
+            "network",
+            "raw",
+            "typed",
+            "verbs",
+        )
     },
 }
 

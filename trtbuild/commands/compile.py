@@ -13,6 +13,7 @@ from trtbuild.commands.given import check_options
 from trtbuild.commands.precision import CALIBRATION, GATE, LAYERS, calibration_from, gate_from
 from trtbuild.commands.precision import options as precision_options
 from trtbuild.commands.shared import FOLDER, command, interruptible
+from trtbuild.commands.tensorrt import TENSORRT, tensorrt_from
 from trtbuild.config import CompileConfig
 from trtbuild.options import FoldOption
 
@@ -90,15 +91,16 @@ def model_options(function: Callable[..., None]) -> Callable[..., None]:
     default=("auto",),
     show_default=True,
     metavar="NAME",
-    help="auto, openvino or onnxruntime; repeat it for engines of several backends.",
+    help="auto, openvino, onnxruntime, tensorrt or tensorrt-rtx; repeat it for engines of several backends. "
+    "tensorrt-rtx builds without a GPU; auto takes what runs on this machine.",
 )
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
     default="fp32",
     show_default=True,
-    help="What the engine computes in. int8 and fp16 need --calibration; bf16 needs OpenVINO and a CPU that has it; "
-    "fp16 halves the file, CPUs compute it in float32.",
+    help="What the engine computes in. int8 needs --calibration, and so does fp16 on a CPU, which computes it in "
+    "float32: it only halves the file. bf16 on a CPU needs OpenVINO and a CPU that has it.",
 )
 @precision_options(CALIBRATION)
 @click.option(
@@ -116,12 +118,11 @@ def model_options(function: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option(
     "--rest",
-    type=click.Choice(["fp32", "bf16"]),
-    default="fp32",
-    show_default=True,
-    help="What INT8 engines compute in besides the quantised layers. bf16 is faster, and needs a CPU that has it.",
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    help="What INT8 engines compute in besides the quantised layers. Default: fp32 on a CPU, where bf16 is faster if "
+    "it has it; fp16 in TensorRT.",
 )
-@precision_options(LAYERS, GATE)
+@precision_options(LAYERS, GATE, TENSORRT)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all this process may use.")
 @click.option("--no-tune", is_flag=True, help="Skip the short measurement of streams and batch.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
@@ -132,6 +133,7 @@ def compile_command(as_json: bool, no_tune: bool, **options: Any) -> None:
     \b
       trtbuild compile MODEL -o brain.trtb
       trtbuild compile MODEL --precision int8 --calibration nnUNet_preprocessed/DatasetX -o brain8.trtb
+      trtbuild compile MODEL --backend tensorrt-rtx --precision fp16 -o brain_rtx.trtb
 
     MODEL is a folder <Trainer>__<Plans>__<configuration> as nnU-Net left it, a zip made by
     nnUNetv2_export_model_to_zip (of several models in it -d, -c, -tr and -p choose one), or a bundle. Without it, -d
@@ -145,8 +147,8 @@ def compile_command(as_json: bool, no_tune: bool, **options: Any) -> None:
 
     cases = options["data"] is not None or options["images"] is not None
     check_options(options["precision"], cases=cases, gate=options["gate"])
-    calibration, gate = calibration_from(options), gate_from(options)
-    config = CompileConfig(tune=not no_tune, calibration=calibration, gate=gate, **options)
+    calibration, gate, tensorrt = calibration_from(options), gate_from(options), tensorrt_from(options)
+    config = CompileConfig(tune=not no_tune, calibration=calibration, gate=gate, tensorrt=tensorrt, **options)
     with show_precision.steps(quiet=as_json) as progress:
         bundle = compile_bundle(config, interruptible(progress.report), interruptible(progress.say))
     facts = overview(bundle)

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trtbuild.atomic import scratch_folder
+from trtbuild.atomic import scratch_folder, write_whole
 from trtbuild.bundle import Bundle, write_bundle
 from trtbuild.bundle.writer import check_target
 from trtbuild.config import CompileConfig
 from trtbuild.errors import GateFailed
 from trtbuild.spec import Precision
+from trtbuild.steps.compilation.backends import Backends, chosen_backends
 from trtbuild.steps.compilation.contents import bundle_contents
-from trtbuild.steps.compilation.engines import build_engines, chosen_backends, engine_jobs
+from trtbuild.steps.compilation.device import build_device_engines, device_commands
+from trtbuild.steps.compilation.engines import build_engines, engine_jobs
 from trtbuild.steps.compilation.exported import networks_from_model
 from trtbuild.steps.compilation.golden import golden_case
 from trtbuild.steps.compilation.networks import Networks, in_fp32, materialised, networks_from_bundle
 
 if TYPE_CHECKING:
-    from trtbuild.steps.precision.typed import TypedNetwork
+    from trtbuild.steps.precision.job import TypedNetwork
 
 Report = Callable[[str], None]
 INSTEAD: Mapping[Precision, str] = {
@@ -55,19 +58,24 @@ def compile_bundle(
     with scratch_folder() as scratch:
         models = materialised(networks, scratch)
         typed = _typed(config, networks, models, backends, scratch, report, say)
-        failures = tuple(reason for network in typed.values() for reason in network.failures)
+        failures, usable, built = tuple(reason for network in typed for reason in network.failures), typed, config
         if failures:
             report(f"the gate did not pass {config.precision}: FP32 engines")
-            networks = in_fp32(networks)
+            networks, built = in_fp32(networks), _in_fp32(config)
             models = materialised(networks, scratch)
-        jobs = engine_jobs(config, networks, models, None if failures else typed, scratch)
-        engines = tuple(build_engines(config, backends, jobs, report))
+            usable = _typed(built, networks, models, backends, scratch, report, say)
+        jobs = engine_jobs(built, backends, networks, models, usable, scratch)
+        engines = tuple(build_engines(built, backends.cpu, jobs, report))
+        plans = tuple(build_device_engines(built, backends, networks.stages, jobs, report, say))
         if networks.case is None:
             report("making the golden case")
         case = networks.case or golden_case(networks.stages, models, networks.postprocessing, scratch)
-    contents, files = bundle_contents(networks, case, typed, jobs, engines)
+    commands = device_commands(built, plans, config.output)
+    contents, files = bundle_contents(networks, case, typed, usable, jobs, engines, plans)
     report(f"writing {config.output}")
     bundle = write_bundle(config.output, contents, files, overwrite=config.overwrite)
+    if config.emit_script is not None:
+        write_whole(config.emit_script, commands.encode())
     if failures:
         raise GateFailed(
             f"{config.precision.upper()} is not good enough for this model.",
@@ -84,17 +92,35 @@ def _typed(
     config: CompileConfig,
     networks: Networks,
     models: Mapping[str, Path],
-    backends: tuple[str, ...],
+    backends: Backends,
     scratch: Path,
     report: Report,
     say: Report,
-) -> Mapping[str, TypedNetwork]:
-    """Each network in lower precision, by its id; empty where nothing is measured for the precision."""
-    if config.calibration is None:
-        return {}
-    from trtbuild.steps.precision.typed import typed_networks
+) -> tuple[TypedNetwork, ...]:
+    """The networks in lower precision, and those for TensorRT; none where CPU backends take the FP32 ones."""
+    if config.calibration is not None:
+        from trtbuild.steps.precision.typed import typed_networks
 
-    return typed_networks(config, networks, models, backends, scratch, report, say)
+        return typed_networks(config, networks, models, backends, scratch, report, say)
+    if backends.device is not None:
+        from trtbuild.steps.precision.typed import uncalibrated_networks
+
+        return uncalibrated_networks(config, networks, models, report)
+    return ()
+
+
+def _in_fp32(config: CompileConfig) -> CompileConfig:
+    """The same without anything of a lower precision."""
+    return replace(
+        config,
+        precision="fp32",
+        rest=None,
+        method="auto",
+        keep=(),
+        quantize_ends=False,
+        calibration=None,
+        gate=None,
+    )
 
 
 def _networks(config: CompileConfig, report: Report) -> Networks:

@@ -13,27 +13,42 @@ from numpy.typing import NDArray
 
 from trtbuild.bundle import Contents, Golden
 from trtbuild.spec import BuildRecord
+from trtbuild.steps.compilation.device import DeviceEngine
 from trtbuild.steps.compilation.engines import EngineJob
 from trtbuild.steps.compilation.golden import GoldenCase
 from trtbuild.steps.compilation.networks import Networks
 
 if TYPE_CHECKING:
-    from trtbuild.steps.precision.typed import TypedNetwork
+    from trtbuild.steps.precision.job import TypedNetwork
 
 
 def bundle_contents(
     networks: Networks,
     case: GoldenCase | None,
-    typed: Mapping[str, TypedNetwork],
+    typed: tuple[TypedNetwork, ...],
+    usable: tuple[TypedNetwork, ...],
     jobs: tuple[EngineJob, ...],
     engines: tuple[BuildRecord, ...],
+    plans: tuple[DeviceEngine, ...],
 ) -> tuple[Contents, Mapping[str, bytes | Path]]:
-    """bundle.json and the files of the bundle. A network in lower precision stands behind the one it comes from."""
+    """bundle.json and the files of the bundle. A typed network stands behind the one it comes from.
+
+    Args:
+        networks: FP32, with their goldens.
+        case: the golden case.
+        typed: whose calibrations and gates are kept, passed or not.
+        usable: what engines were built from besides `networks`.
+        jobs: of all engines.
+        engines: of CPU backends.
+        plans: of TensorRT.
+    """
     used = {job.network.id: job for job in jobs}
-    lower = [network for network in typed.values() if network.content is not None and network.record.id in used]
+    lower = [network for network in usable if network.content is not None and network.record.id in used]
     goldens, files = _goldens(networks, case, {name: job.golden[1] for name, job in used.items()}, lower)
-    for network in typed.values():
+    for network in typed:
         files |= network.files
+    for plan in plans:
+        files |= plan.files
     for network in lower:
         files[network.record.file] = network.content or b""
     stages = tuple(
@@ -43,9 +58,9 @@ def bundle_contents(
     )  # fmt: skip
     contents = Contents(
         stages=stages,
-        engines=engines,
-        calibrations=tuple(network.calibration for network in typed.values() if network.calibration is not None),
-        gates=tuple(gate for network in typed.values() for gate in network.gates),
+        engines=(*(plan.record for plan in plans), *engines),
+        calibrations=tuple(network.calibration for network in typed if network.calibration is not None),
+        gates=tuple(gate for network in typed for gate in network.gates),
         goldens=goldens,
         postprocessing=networks.postprocessing,
         provenance=networks.provenance,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,121 +14,105 @@ from trtbuild.accuracy import LOGIT_TOLERANCE, TYPED_TOLERANCE, logit_error, log
 from trtbuild.atomic import write_whole
 from trtbuild.config import CompileConfig
 from trtbuild.errors import EngineError
-from trtbuild.machine import cpu_description
-from trtbuild.spec import BuildRecord, NetworkRecord
+from trtbuild.spec import BuildRecord, NetworkRecord, Precision
+from trtbuild.steps.compilation.backends import Backends
 from trtbuild.steps.compilation.networks import INFERENCE_PRECISION, GoldenPair, Networks, Report
 
 if TYPE_CHECKING:
-    from trtbuild.steps.precision.typed import TypedNetwork
+    from trtbuild.steps.precision.job import TypedNetwork
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineJob:
     """One network to build engines from: its file, and the golden (input, logits) that its engines are compared with.
 
-    An FP32 network's golden is PyTorch's; that of one `is_typed` in lower precision is ONNX Runtime's. `computed` is
-    what backends compute in, besides the `quantized` layers.
+    An FP32 network's golden is PyTorch's; that of one `is_typed` in lower precision is ONNX Runtime's. `rest` is what
+    is computed besides the `quantized` layers. `on_device` jobs are TensorRT's, the others a CPU's.
     """
 
     stage: int
-    computed: str
+    on_device: bool
+    rest: Precision
     network: NetworkRecord
     model: Path
     golden: GoldenPair
     quantized: int
 
     @property
+    def computed(self) -> str:
+        """What a CPU backend computes in."""
+        return INFERENCE_PRECISION[self.rest]
+
+    @property
     def is_typed(self) -> bool:
-        return self.network.parent is not None
+        return self.network.precision != "fp32"
 
 
 def engine_jobs(
     config: CompileConfig,
+    backends: Backends,
     networks: Networks,
     models: Mapping[str, Path],
-    typed: Mapping[str, TypedNetwork] | None,
+    typed: Sequence[TypedNetwork],
     scratch: Path,
 ) -> tuple[EngineJob, ...]:
-    """What is built: the networks in lower precision where there are any, FP32 where `typed` is None."""
+    """What is built: for a target the typed networks where there are any, on CPUs the FP32 ones else.
+
+    Args:
+        config: what to compile; after a failed gate, FP32.
+        backends: whose jobs these are.
+        networks: FP32.
+        models: their files.
+        typed: what was made of them; for TensorRT one of each.
+        scratch: a folder for files that backends open.
+    """
+    found = {(network.record.parent or network.record.id, network.target): network for network in typed}
     jobs = []
     for number, stage in enumerate(networks.stages):
         for network in stage.networks:
-            own, model, quantized, golden = network, models[network.id], 0, networks.goldens[network.id]
-            lower = None if typed is None else typed.get(network.id)
-            if lower is not None and lower.content is not None:
-                own, quantized = lower.record, lower.quantized
-                model = scratch / Path(own.file).name
-                write_whole(model, lower.content)
-                golden = golden[0], _logits_of(own, model, golden[0])
-            precision = "fp32" if typed is None else config.rest if own.precision == "int8" else config.precision
-            jobs.append(
-                EngineJob(
-                    stage=number,
-                    computed=INFERENCE_PRECISION[precision],
-                    network=own,
-                    model=model,
-                    golden=golden,
-                    quantized=quantized,
-                )
+            plain = EngineJob(
+                stage=number,
+                on_device=False,
+                rest=config.precision,
+                network=network,
+                model=models[network.id],
+                golden=networks.goldens[network.id],
+                quantized=0,
             )
+            if backends.cpu:
+                lower = found.get((network.id, "cpu"))
+                rest = config.cpu_rest if config.precision == "int8" else config.precision
+                jobs.append(_job(replace(plain, rest=rest), lower, scratch))
+            if backends.device is not None:
+                rest = config.device_rest if config.precision == "int8" else config.precision
+                jobs.append(_job(replace(plain, on_device=True, rest=rest), found[network.id, "device"], scratch))
     return tuple(jobs)
 
 
-def chosen_backends(config: CompileConfig, report: Report) -> tuple[str, ...]:
-    """The backends by name, each of which runs here and computes in the precision."""
-    from trtbuild.runtime.fit import check_int8
-    from trtbuild.runtime.select import choose_backend
-
-    names = []
-    for asked in config.backends:
-        choice = choose_backend(asked)
-        for name, reason in choice.refused:
-            report(f"not {name}: {reason}")
-        names.append(choice.name)
-    if len(set(names)) != len(names):
-        raise EngineError(
-            "Two of the backends are the same one, and a bundle holds one engine per network and backend.",
-            expected="distinct backends",
-            got=", ".join(f"{a} (here {n})" if a != n else a for a, n in zip(config.backends, names, strict=True)),
-            hint="leave auto out",
-        )
-    if config.precision == "int8":
-        check_int8(cpu_description()["isa"], "--precision int8")
-    for name in names:
-        for precision in dict.fromkeys((config.precision, config.rest)):
-            _check_precision(name, precision)
-    return tuple(names)
-
-
-def _check_precision(backend: str, precision: str) -> None:
-    """Whether the backend has the precision, and, where it says so, whether this CPU has it."""
-    from trtbuild.engine.build import BACKENDS
-
-    wanted, known = INFERENCE_PRECISION[precision], BACKENDS[backend].precisions
-    if backend == "openvino":
-        from trtbuild.runtime.openvino import PRECISIONS, openvino_module
-
-        capable = openvino_module().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        known = tuple(name for name in known if PRECISIONS[name][0] in capable)
-    if wanted not in known:
-        raise EngineError(
-            "The backend does not compute in this precision here.",
-            expected=" or ".join(name for name, inference in INFERENCE_PRECISION.items() if inference in known),
-            got=precision,
-            where=backend,
-            hint="compile with --precision fp32, in INT8 with --rest fp32",
-        )
+def _job(plain: EngineJob, typed: TypedNetwork | None, scratch: Path) -> EngineJob:
+    if typed is None or typed.content is None:
+        return plain
+    model = scratch / Path(typed.record.file).name
+    write_whole(model, typed.content)
+    job = replace(plain, network=typed.record, model=model, quantized=typed.quantized)
+    if not job.is_typed:
+        return job
+    reference = model
+    if typed.reference is not None:
+        reference = scratch / f"{typed.record.id}_reference.onnx"
+        write_whole(reference, typed.reference)
+    return replace(job, golden=(plain.golden[0], _logits_of(typed.record, reference, plain.golden[0])))
 
 
 def build_engines(
     config: CompileConfig, backends: tuple[str, ...], jobs: tuple[EngineJob, ...], report: Report
 ) -> Iterable[BuildRecord]:
-    """One engine per backend and network. All folds of a stage share the settings that were measured for the first."""
+    """One engine per CPU backend and network. All folds of a stage share the settings measured for the first."""
     from trtbuild.engine import engine_from_onnx
 
     for backend in backends:
         first: dict[int, BuildRecord] = {}
-        for job in jobs:
+        for job in (job for job in jobs if not job.on_device):
             report(f"building {job.network.id} for {backend} ({job.computed})")
             if job.stage not in first:
                 first[job.stage] = engine_from_onnx(
