@@ -247,7 +247,7 @@ def bundle(facts: Mapping[str, Any]) -> None:
             out.print(f"  {name:<12} {printable(text)}")
     table = new_table("engine", "backend", "computes in", "settings")
     for engine in facts["engines"]:
-        settings = ", ".join(f"{key} {value}" for key, value in engine["options"].items())
+        settings = ", ".join(f"{key} {value}" for key, value in engine["options"].items() if _is_setting(key, value))
         table.add_row(
             printable(engine["network"]),
             printable(f"{engine['backend']} {engine['version']}"),
@@ -257,6 +257,11 @@ def bundle(facts: Mapping[str, Any]) -> None:
     out.print(table)
     if "verified" in facts:
         out.print(f"all {len(facts['verified'])} files have the right hash")
+
+
+def _is_setting(key: str, value: object) -> bool:
+    """What says how an engine runs: no hash or path, and nothing that is not set."""
+    return key not in ("key", "sha256", "layers") and value is not False and value != ""
 
 
 def health(facts: Mapping[str, Any]) -> None:

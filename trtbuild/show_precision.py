@@ -236,3 +236,16 @@ def quantized(facts: Facts) -> None:
     out.print(f"{printable(facts['output'])}: {_counted(len(facts['int8']), 'layer')} in INT8")
     for line in facts["left"]:
         out.print(f"not: {printable(line)}")
+
+
+def onnx_file(facts: Facts) -> None:
+    """An engine of an ONNX file: what it is, what of it is INT8, and what TensorRT warned of."""
+    record, out = facts["record"], console()
+    computed = show.computes_in(record["precision"], record["inference_precision"])
+    out.print(f"{printable(record['file'])}: {printable(record['backend'])} {printable(record['version'])}, {computed}")
+    if facts["quantized"]:
+        out.print(f"{_counted(len(facts['quantized']), 'layer')} in INT8")
+    for line in facts["left"]:
+        out.print(f"not: {printable(line)}")
+    for line in facts["warnings"]:
+        out.print(f"TensorRT: {printable(line)}")

@@ -10,6 +10,7 @@ import click
 
 from trtbuild import show, show_precision
 from trtbuild.commands.given import check_options
+from trtbuild.commands.onnx_file import ONNX_FILE, check_model_options, compile_onnx
 from trtbuild.commands.precision import CALIBRATION, GATE, LAYERS, calibration_from, gate_from
 from trtbuild.commands.precision import options as precision_options
 from trtbuild.commands.shared import FOLDER, command, interruptible
@@ -122,7 +123,7 @@ def model_options(function: Callable[..., None]) -> Callable[..., None]:
     help="What INT8 engines compute in besides the quantised layers. Default: fp32 on a CPU, where bf16 is faster if "
     "it has it; fp16 in TensorRT.",
 )
-@precision_options(LAYERS, GATE, TENSORRT)
+@precision_options(LAYERS, GATE, TENSORRT, ONNX_FILE)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all this process may use.")
 @click.option("--no-tune", is_flag=True, help="Skip the short measurement of streams and batch.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
@@ -134,6 +135,7 @@ def compile_command(as_json: bool, no_tune: bool, **options: Any) -> None:
       trtbuild compile MODEL -o brain.trtb
       trtbuild compile MODEL --precision int8 --calibration nnUNet_preprocessed/DatasetX -o brain8.trtb
       trtbuild compile MODEL --backend tensorrt-rtx --precision fp16 -o brain_rtx.trtb
+      trtbuild compile net.onnx --backend tensorrt-rtx --precision fp16 -o net.engine
 
     MODEL is a folder <Trainer>__<Plans>__<configuration> as nnU-Net left it, a zip made by
     nnUNetv2_export_model_to_zip (of several models in it -d, -c, -tr and -p choose one), or a bundle. Without it, -d
@@ -141,13 +143,22 @@ def compile_command(as_json: bool, no_tune: bool, **options: Any) -> None:
     the backend and compared again. In a lower precision a gate compares it with FP32 on cases that the calibration did
     not see, by Dice against their labels; where it fails, the layers that hurt go back to higher precision, and if
     that does not help the command ends with exit code 3 and a bundle of FP32 engines.
+
+    Any other network, NET.onnx, becomes NAME.engine (the raw plan), NAME.onnx (the typed graph that it was built from)
+    and NAME.engine.json (what is known of it).
     """
     from trtbuild.steps.compilation.compile import compile_bundle
     from trtbuild.steps.inspect import overview
 
+    is_onnx = options["model"] is not None and options["model"].suffix == ".onnx"
+    tensorrt = tensorrt_from(options, is_onnx=is_onnx)
+    if is_onnx:
+        compile_onnx(options, tensorrt, as_json=as_json)
+        return
+    check_model_options(options)
     cases = options["data"] is not None or options["images"] is not None
     check_options(options["precision"], cases=cases, gate=options["gate"])
-    calibration, gate, tensorrt = calibration_from(options), gate_from(options), tensorrt_from(options)
+    calibration, gate = calibration_from(options), gate_from(options)
     config = CompileConfig(tune=not no_tune, calibration=calibration, gate=gate, tensorrt=tensorrt, **options)
     with show_precision.steps(quiet=as_json) as progress:
         bundle = compile_bundle(config, interruptible(progress.report), interruptible(progress.say))

@@ -19,17 +19,20 @@ from trtbuild.spec import json_from_value
 @click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write the layers as an HTML page, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect_command(bundle: Path, verify: bool, layers: bool, html: Path | None, as_json: bool) -> None:
-    """Show what a bundle holds: model, engines, precision of each layer, scales, coverage, what the gate said."""
+    """Show what a bundle holds: model, engines, precision of each layer, scales, coverage, what the gate said.
+
+    BUNDLE may also be NAME.engine, as compile makes it of an ONNX file: its layers are shown.
+    """
     from trtbuild.steps.inspect import inspect_bundle
+    from trtbuild.steps.layers import bundle_layers, engine_layers
 
-    facts = inspect_bundle(bundle, verify=verify)
-    if layers or html is not None:
-        from trtbuild.steps.layers import bundle_layers
-
-        facts["layers"] = bundle_layers(bundle)
-        if html is not None:
-            show_layers.write_page(facts["layers"], html)
-    show.json_or(as_json, facts, lambda: _show(facts, layers))
+    is_engine = bundle.suffix == ".engine"
+    facts = {} if is_engine else inspect_bundle(bundle, verify=verify)
+    if is_engine or layers or html is not None:
+        facts["layers"] = engine_layers(bundle) if is_engine else bundle_layers(bundle)
+    if html is not None:
+        show_layers.write_page(facts["layers"], html)
+    show.json_or(as_json, facts, lambda: _show(facts, layers or is_engine))
 
 
 def _show(facts: dict[str, Any], layers: bool) -> None:

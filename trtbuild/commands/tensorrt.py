@@ -89,7 +89,19 @@ TENSORRT = (
         help="TensorRT: leave the weights out of the plan. Needs a GPU at build time.",
     ),
     click.option("--refit", is_flag=True, help="TensorRT: allow new weights later. Needs a GPU at build time."),
-    click.option("--no-timing-cache", is_flag=True, help="TensorRT: measure every kernel anew."),
+    click.option(
+        "--noTimingCache",
+        "timing_cache",
+        is_flag=True,
+        flag_value=False,
+        default=True,
+        help="TensorRT: measure every kernel anew, and keep nothing for the next build.",
+    ),
+    click.option(
+        "--fp16-norms",
+        is_flag=True,
+        help="TensorRT, FP16: norms compute in FP16, too. TensorRT-RTX keeps their sums in float32 by itself.",
+    ),
     click.option("--verbose", is_flag=True, help="TensorRT: print all that its builder says."),
     click.option(
         "--emit-script",
@@ -106,11 +118,16 @@ NAMES = (
 )  # fmt: skip
 
 
-def tensorrt_from(given: dict[str, Any]) -> TensorRTConfig:
-    """Takes TensorRT's options out of `given`; one that nothing would come of is a usage error."""
-    wanted = options_given(*NAMES, "no_timing_cache", "emit_script")
-    if wanted and not any(name in MODULES for name in given["backends"]):
+def tensorrt_from(given: dict[str, Any], *, is_onnx: bool) -> TensorRTConfig:
+    """Takes TensorRT's options out of `given`; one that nothing would come of is a usage error.
+
+    Args:
+        given: values by parameter.
+        is_onnx: an ONNX file is compiled, which is for TensorRT whatever `given["backends"]` says.
+    """
+    wanted = options_given(*NAMES, "timing_cache", "fp16_norms", "emit_script")
+    if wanted and not is_onnx and not any(name in MODULES for name in given["backends"]):
         raise click.UsageError(f"{wanted[0]} is for TensorRT: add --backend tensorrt-rtx or tensorrt.")
     values = {name: given.pop(name) for name in NAMES}
     capabilities = tuple(part.strip() for part in values.pop("compute_capabilities").split(",") if part.strip())
-    return TensorRTConfig(**values, compute_capabilities=capabilities, timing_cache=not given.pop("no_timing_cache"))
+    return TensorRTConfig(**values, compute_capabilities=capabilities, timing_cache=given.pop("timing_cache"))

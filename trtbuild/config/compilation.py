@@ -32,8 +32,9 @@ class CompileConfig:
     the quantised layers computes in (None: "fp32" on a CPU, "fp16" in TensorRT), `method` how thresholds are chosen
     ("auto": the gate decides), and `keep` holds regular expressions: layers whose name one of them finds are not
     quantised, and nor are the first and the last ones unless `quantize_ends`. `gate` None compiles ungated; a gate
-    needs the `calibration`'s cases. `tensorrt` is how TensorRT builds; `emit_script` a file for the command lines of
-    trtexec and Polygraphy that build the same engines.
+    needs the `calibration`'s cases. `tensorrt` is how TensorRT builds, `fp16_norms` lets
+    its FP16 norms compute in FP16, and `emit_script` is a file for the command lines of trtexec and Polygraphy that
+    build the same engines.
     """
 
     model: Path | None = None
@@ -56,6 +57,7 @@ class CompileConfig:
     calibration: CalibrationConfig | None = None
     gate: GateConfig | None = GATE
     tensorrt: TensorRTConfig = TENSORRT
+    fp16_norms: bool = False
     emit_script: Path | None = None
     threads: int | None = None
     tune: bool = True
@@ -96,6 +98,7 @@ class CompileConfig:
                     where=name,
                 )
         check_flag(self.quantize_ends, "quantize_ends")
+        check_flag(self.fp16_norms, "fp16_norms")
         check_patterns(self.keep)
         self._check_precision()
 

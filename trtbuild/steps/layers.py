@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ from trtbuild.bundle import Bundle, open_bundle
 from trtbuild.engine.tensorrt.coverage import Coverage, coverage, warnings
 from trtbuild.engine.tensorrt.layers_file import MAX_SIZE, LayersFile, facts_from_table, read_layers_file
 from trtbuild.errors import EngineError
-from trtbuild.spec import BuildRecord, json_from_value
+from trtbuild.spec import BuildRecord, json_from_value, value_from_json
 
 CPU_BACKENDS = ("openvino", "onnxruntime")
 
@@ -33,6 +35,36 @@ def bundle_layers(path: Path) -> dict[str, Any]:
         "identity": bundle.identity,
         "engines": [_facts(record, _layers(bundle, record)) for record in records if "layers" in record.options],
         "without": without,
+    }
+
+
+def engine_layers(path: Path) -> dict[str, Any]:
+    """The same of one engine file, NAME.engine, of which NAME.engine.json beside it tells.
+
+    Raises:
+        EngineError: there is no such file, it is damaged, not of this engine, or holds no layers.
+    """
+    facts = path.with_name(f"{path.name}.json")
+    try:
+        content, plan = facts.read_bytes()[: MAX_SIZE + 1], path.read_bytes()
+        data = json.loads(content)
+        record = value_from_json(BuildRecord, data["record"])
+        written = data["layers"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:  # pydantic's error is a ValueError
+        raise EngineError("What is known of an engine cannot be read.", expected="NAME.engine and NAME.engine.json, as "
+                          "trtbuild compile NET.onnx writes them", got=f"{type(error).__name__}: {error}"[:200],
+                          where=facts, hint="compile it again")  from error  # fmt: skip
+    digest = hashlib.sha256(plan).hexdigest()
+    if record.options.get("sha256") != digest:
+        raise EngineError("The engine is not the one that was described.", expected=record.options.get("sha256"),
+                          got=digest, where=path, hint="compile it again")  # fmt: skip
+    if written is None:
+        raise EngineError("TensorRT told no layers when this engine was built.", where=path)
+    return {
+        "path": str(path),
+        "identity": digest,
+        "engines": [_facts(record, read_layers_file(json.dumps(written).encode()))],
+        "without": [],
     }
 
 

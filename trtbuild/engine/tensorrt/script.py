@@ -48,6 +48,12 @@ def equivalent_commands(
     )
 
 
+def script(title: str, commands: Sequence[str]) -> bytes:
+    """A shell script of `equivalent_commands`; each engine is written by either tool, so a missing one stops nothing."""
+    head = ("#!/bin/sh", f"# {title}", "# Each engine stands here twice: by NVIDIA's own tool, and by Polygraphy.")
+    return ("\n".join((*head, *commands)) + "\n").encode()
+
+
 def _tool(config: TensorRTConfig, shapes: Shapes, onnx: str, engine: str, backend: str) -> list[str]:
     """trtexec, or tensorrt_rtx, whose networks are strongly typed without being told."""
     options = [f"--onnx={onnx}", f"--saveEngine={engine}", "--skipInference"]

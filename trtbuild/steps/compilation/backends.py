@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import cast
 
 from trtbuild.config import CompileConfig
 from trtbuild.errors import EngineError, MissingExtra
 from trtbuild.machine import cpu_description
-from trtbuild.nvinfer import MODULES, Backend, Nvinfer, nvinfer
+from trtbuild.nvinfer import MODULES, Backend, Nvinfer, no_driver, nvinfer
 from trtbuild.steps.compilation.networks import INFERENCE_PRECISION, Report
 
 
@@ -57,6 +58,29 @@ def chosen_backends(config: CompileConfig, report: Report) -> Backends:
         for precision in dict.fromkeys((config.precision, config.cpu_rest if cpu else "fp32")):
             check_precision(name, precision)
     return Backends(cpu=cpu, device=nvinfer(devices[0]) if devices else None, judges=judges)
+
+
+def tensorrt_flavour(asked: tuple[str, ...], report: Report) -> Backend:
+    """The one flavour of TensorRT that is asked for; for "auto" the first that is installed and can build here.
+
+    Raises:
+        EngineError: another backend, several of them, or none that can build.
+    """
+    if len(asked) != 1 or (asked[0] != "auto" and asked[0] not in MODULES):
+        raise EngineError("An ONNX file becomes an engine of TensorRT.", expected=f"auto, {', '.join(MODULES)}",
+                          got=", ".join(asked), where="--backend")  # fmt: skip
+    if asked[0] != "auto":
+        return cast(Backend, asked[0])
+    refused = []
+    for name, package in MODULES.items():
+        reason = None if find_spec(package) else f"{package} is not installed"
+        reason = reason or (no_driver() if name == "tensorrt" else None)
+        if reason is None:
+            report(f"building with {name}")
+            return cast(Backend, name)
+        report(f"not {name}: {reason}")
+        refused.append(f"{name}: {reason}")
+    raise EngineError("No TensorRT can build here.", got="; ".join(refused), hint="pip install 'trtbuild[rtx]'")
 
 
 def check_saturation() -> None:

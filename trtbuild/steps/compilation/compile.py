@@ -16,7 +16,7 @@ from trtbuild.errors import GateFailed
 from trtbuild.spec import Precision
 from trtbuild.steps.compilation.backends import Backends, chosen_backends
 from trtbuild.steps.compilation.contents import bundle_contents
-from trtbuild.steps.compilation.device import build_device_engines, device_commands
+from trtbuild.steps.compilation.device import build_device_engines, device_script
 from trtbuild.steps.compilation.engines import build_engines, engine_jobs
 from trtbuild.steps.compilation.exported import networks_from_model
 from trtbuild.steps.compilation.golden import golden_case
@@ -70,12 +70,11 @@ def compile_bundle(
         if networks.case is None:
             report("making the golden case")
         case = networks.case or golden_case(networks.stages, models, networks.postprocessing, scratch)
-    commands = device_commands(built, plans, config.output)
     contents, files = bundle_contents(networks, case, typed, usable, jobs, engines, plans)
     report(f"writing {config.output}")
     bundle = write_bundle(config.output, contents, files, overwrite=config.overwrite)
     if config.emit_script is not None:
-        write_whole(config.emit_script, commands.encode())
+        write_whole(config.emit_script, device_script(built, plans, config.output))
     if failures:
         raise GateFailed(
             f"{config.precision.upper()} is not good enough for this model.",

@@ -12,7 +12,7 @@ from trtbuild.engine.tensorrt import shapes_from_io
 from trtbuild.engine.tensorrt.layers_file import layers_file
 from trtbuild.engine.tensorrt.record import record_from_plan, target_device
 from trtbuild.engine.tensorrt.reuse import engine_key, plan_or_build
-from trtbuild.engine.tensorrt.script import equivalent_commands
+from trtbuild.engine.tensorrt.script import equivalent_commands, script
 from trtbuild.graph import load_onnx
 from trtbuild.graph.cost import operations
 from trtbuild.nvinfer import Nvinfer, no_driver
@@ -56,13 +56,9 @@ def build_device_engines(
         report(f"the engines were not run here: {reason}")
 
 
-def device_commands(config: CompileConfig, plans: tuple[DeviceEngine, ...], bundle: Path) -> str:
+def device_script(config: CompileConfig, plans: tuple[DeviceEngine, ...], bundle: Path) -> bytes:
     """A shell script with the commands of trtexec and Polygraphy that build the same engines from the bundle."""
-    lines = [
-        "#!/bin/sh",
-        f"# Builds the engines of {bundle.name} with other tools; run it beside the bundle.",
-        "set -e",
-    ]
+    lines: list[str] = []
     for plan in plans:
         profile = plan.record.profile
         lines += ["", f"# {plan.record.network}, {plan.record.precision}"]
@@ -73,7 +69,7 @@ def device_commands(config: CompileConfig, plans: tuple[DeviceEngine, ...], bund
             engine=f"{plan.record.network}.engine",
             backend=plan.record.backend,
         )
-    return "\n".join(lines) + "\n"
+    return script(f"Builds the engines of {bundle.name}; to be run beside it.", lines)
 
 
 def _engine(

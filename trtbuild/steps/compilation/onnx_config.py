@@ -29,7 +29,7 @@ class OnnxFileConfig:
     (`tensorrt` then says the batches). `calibration` is a file of arrays (.npy, .npz, Polygraphy's .json); INT8 needs
     one, and FP16 without one keeps no tensor from overflowing. In INT8 `rest` is what everything but the quantised
     layers computes in; `method`, `keep` and `quantize_ends` are those of `quantize`. `fp16_norms` lets norms compute in
-    FP16.
+    FP16. `emit_script` is a file for the commands of trtexec and Polygraphy that build the same engine.
     """
 
     model: Path
@@ -46,6 +46,7 @@ class OnnxFileConfig:
     opt_shapes: str = ""
     max_shapes: str = ""
     tensorrt: TensorRTConfig = field(default_factory=TensorRTConfig)
+    emit_script: Path | None = None
     threads: int | None = None
     overwrite: bool = False
 

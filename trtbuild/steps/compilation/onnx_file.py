@@ -12,6 +12,7 @@ from trtbuild.engine.tensorrt import Plan, Shapes, unsupported
 from trtbuild.engine.tensorrt.layers_file import layers_file
 from trtbuild.engine.tensorrt.record import record_from_plan, target_device
 from trtbuild.engine.tensorrt.reuse import engine_key, plan_or_build
+from trtbuild.engine.tensorrt.script import equivalent_commands, script
 from trtbuild.errors import EngineError, GraphError, OutputError
 from trtbuild.graph import load_onnx
 from trtbuild.graph.cost import operations
@@ -85,6 +86,11 @@ def compile_onnx_file(config: OnnxFileConfig, report: Say, say: Say) -> Compiled
         key=engine_key(content, config.tensorrt, flavour, shapes, device),
     )
     _write(config, plan, content, record, _operations(typed.model, shapes, report))
+    if config.emit_script is not None:
+        commands = equivalent_commands(
+            config.tensorrt, shapes, onnx=config.onnx.name, engine=config.output.name, backend=config.backend
+        )
+        write_whole(config.emit_script, script(f"Builds {config.output.name} of {config.onnx.name}.", commands))
     return CompiledOnnx(record=record, quantized=typed.quantized, left=typed.left, warnings=plan.warnings)
 
 

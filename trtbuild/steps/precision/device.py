@@ -70,7 +70,7 @@ def device_fp16(
     job: Job, network: NetworkRecord, accurate: onnx.ModelProto, table: ScaleTable, gate: Gate | None
 ) -> TypedNetwork:
     """FP16 where the ranges of the calibration allow it."""
-    lower = _fp16(device_form(accurate), table.ranges)
+    lower = _fp16(device_form(accurate), table.ranges, norms=not job.config.fp16_norms)
     record = lower_record(network, "fp16", opset_from_model(lower.model), "device")
     content: bytes = lower.model.SerializeToString()
     judges = [job.record(record, job.backends.judges[0], inference_precision="f32")]
@@ -87,14 +87,14 @@ def device_fp16(
 
 
 def device_fp16_uncalibrated(
-    network: NetworkRecord, accurate: onnx.ModelProto, patch: NDArray[np.float32], threads: int
+    network: NetworkRecord, accurate: onnx.ModelProto, patch: NDArray[np.float32], *, norms: bool, threads: int
 ) -> TypedNetwork:
     """FP16 by the ranges of the golden patch (1, C, *patch) alone. What leaves FP16's range at run time becomes
     infinite, and stops its case there."""
     observed = ObservedNetwork(model=accurate, patch=patch.shape[1:], threads=threads)
     with observed.maxima() as maxima:
         ranges = maxima(patch[0])
-    lower = _fp16(device_form(accurate), ranges)
+    lower = _fp16(device_form(accurate), ranges, norms=norms)
     if not all(np.isfinite(value) for value in ranges.values()):
         raise NonFinite("The network returns NaN or infinity for its golden patch.", expected="finite activations",
                         where=network.id)  # fmt: skip
@@ -145,11 +145,12 @@ def _rest(job: Job, decision: Decision, table: ScaleTable) -> _Lower:
         return _Lower(model=model, reference=None, layers=layers)
     if job.config.device_rest == "bf16":
         return _Lower(model=cast(model, "bf16", keep={}).model, reference=model.SerializeToString(), layers=layers)
-    lower = _fp16(model, table.ranges)
+    lower = _fp16(model, table.ranges, norms=not job.config.fp16_norms)
     return replace(lower, layers={**layers, "kept": [*decision.left, *lower.layers["kept"]]})
 
 
-def _fp16(model: onnx.ModelProto, ranges: Mapping[str, float]) -> _Lower:
-    result = cast(model, "fp16", keep=fp16_sensitive(model, ranges))
+def _fp16(model: onnx.ModelProto, ranges: Mapping[str, float], *, norms: bool) -> _Lower:
+    """With `norms` these stay float32."""
+    result = cast(model, "fp16", keep=fp16_sensitive(model, ranges, norms=norms))
     layers = {"kept": list(result.left), "underflow": list(result.underflow)}
     return _Lower(model=result.model, reference=None, layers=layers)

@@ -96,8 +96,9 @@ def uncalibrated_networks(
             typed.append(device_bf16(None, network, accurate, None))
         elif config.precision == "fp16":
             report(f"ranges of {network.id} from its golden patch alone; --calibration measures and judges them")
-            patch = networks.goldens[network.id][0]
-            typed.append(device_fp16_uncalibrated(network, accurate, patch[:1], config.threads or usable_cores()))
+            patch, threads = networks.goldens[network.id][0][:1], config.threads or usable_cores()
+            norms = not config.fp16_norms
+            typed.append(device_fp16_uncalibrated(network, accurate, patch, norms=norms, threads=threads))
         else:
             typed.append(device_fp32(network, accurate))
     return tuple(typed)
