@@ -32,8 +32,8 @@ def test_every_verb_and_option_named_exists() -> None:
     assert set(rows) == set(main.commands)
     for line in re.findall(r"^\| `trtbuild .*$", README, re.MULTILINE):
         verb = line.split()[2].strip("`")
-        known = {name for param in main.commands[verb].params for name in param.opts}
-        for option in re.findall(r"`(--?[a-z_-]+)", line) + re.findall(r" (--?[a-z_]+) ", line.split("`")[1]):
+        known = {name for param in main.commands[verb].params for name in (*param.opts, *param.secondary_opts)}
+        for option in re.findall(r"`(--?[\w-]+)", line) + re.findall(r" (--?\w+) ", line.split("`")[1]):
             assert option in known, f"{verb} has no {option}"
 
 

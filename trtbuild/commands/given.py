@@ -13,7 +13,7 @@ def options_given(*names: str) -> list[str]:
     """The options among these parameters that the user wrote, as written in the help; defaults are not."""
     ctx = click.get_current_context()
     return [
-        "--no-gate" if param.name == "gate" and not ctx.params["gate"] else param.opts[-1]
+        (param.secondary_opts if param.secondary_opts and not ctx.params[param.name] else param.opts)[-1]
         for param in ctx.command.params
         if param.name in names
         and ctx.get_parameter_source(param.name) not in (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)

@@ -20,7 +20,7 @@ ONNX_FILE = (
         "arrays",
         type=FOLDER,
         metavar="FILE",
-        help="NET.onnx: inputs to measure ranges on: .npy (N, *shape), .npz (an array per input), or Polygraphy's .json.",
+        help="NET.onnx: inputs to measure ranges on: .npy (N, *shape), .npz (an array per input), Polygraphy's .json.",
     ),
 )
 OWN = ("min_shapes", "opt_shapes", "max_shapes", "arrays")
@@ -46,7 +46,7 @@ def compile_onnx(arguments: dict[str, Any], tensorrt: TensorRTConfig, *, as_json
     from trtbuild.steps.compilation.onnx_config import OnnxFileConfig
     from trtbuild.steps.compilation.onnx_file import compile_onnx_file
 
-    strange = options_given(*(name for name in arguments if name not in (*SHARED, *OWN, "model")))
+    strange = options_given("no_tune", *(name for name in arguments if name not in (*SHARED, *OWN, "model")))
     if strange:
         raise click.UsageError(f"{strange[0]} is for trained models, and {arguments['model']} is an ONNX file.")
     values = {name: arguments[name] for name in (*SHARED, *OWN) if name not in ("backends", "method", "arrays")}

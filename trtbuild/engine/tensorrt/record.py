@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 from trtbuild.config import TensorRTConfig
-from trtbuild.engine.tensorrt.key import EngineKey
+from trtbuild.engine.tensorrt.key import WITHOUT_EFFECT, EngineKey
 from trtbuild.engine.tensorrt.settings import CURRENT
 from trtbuild.engine.tensorrt.values import Plan, Shapes
 from trtbuild.nvinfer import Nvinfer, gpu_description
@@ -68,14 +69,23 @@ def record_from_plan(
         inference_precision="tf32" if config.tf32 and computed == "f32" else computed,
         profile=Profile(min=smallest, opt=usual, max=largest),
         device=device,
-        options={**_settings(config, shapes), "key": key.digest, "sha256": hashlib.sha256(plan.content).hexdigest()},
+        options={
+            **_settings(config, nvinfer, shapes),
+            "key": key.digest,
+            "sha256": hashlib.sha256(plan.content).hexdigest(),
+        },
         memory=_memory(plan, largest),
     )
 
 
-def _settings(config: TensorRTConfig, shapes: Shapes) -> dict[str, str | int | float | bool]:
-    """What is not set stays out, a list becomes text."""
-    values = {name: ",".join(v) if isinstance(v, tuple) else v for name, v in asdict(config).items()}
+def _settings(config: TensorRTConfig, nvinfer: Nvinfer, shapes: Shapes) -> dict[str, str | int | float | bool]:
+    """What has an effect on the engine, and the shapes. What is not set stays out, a list becomes text."""
+    values: dict[str, Any] = {name: v for name, v in asdict(config).items() if name not in WITHOUT_EFFECT}
+    values["compute_capabilities"] = ",".join(config.compute_capabilities)
+    if not nvinfer.features.hardware_compatibility:
+        del values["hardware_compatibility"], values["version_compatible"]
+    if not nvinfer.features.capabilities:
+        del values["compute_capabilities"]
     for number, option in enumerate(OPTIONS):
         values[option] = ",".join(f"{name}:{'x'.join(map(str, three[number]))}" for name, three in shapes.items())
     return {name: value for name, value in values.items() if value is not None}

@@ -49,7 +49,7 @@ def equivalent_commands(
 
 
 def script(title: str, commands: Sequence[str]) -> bytes:
-    """A shell script of `equivalent_commands`; each engine is written by either tool, so a missing one stops nothing."""
+    """A shell script of `equivalent_commands`. Either tool writes each engine, so a missing one stops nothing."""
     head = ("#!/bin/sh", f"# {title}", "# Each engine stands here twice: by NVIDIA's own tool, and by Polygraphy.")
     return ("\n".join((*head, *commands)) + "\n").encode()
 
