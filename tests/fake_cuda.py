@@ -10,16 +10,17 @@ from __future__ import annotations
 import builtins
 import ctypes
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 NAN = 0xFF
 """A float32 of these bytes is NaN."""
+CUBIN = b"a cubin for the test GPU"
 
 
 class Error(Exception):
@@ -36,6 +37,18 @@ class LogicError(Error):
 
 class LaunchError(Error):
     pass
+
+
+class HostKernel(Protocol):
+    """A kernel for the host: its memory is the host's."""
+
+    def touched(self, grid: Any, block: Any, arguments: Sequence[Any]) -> Sequence[tuple[int, int]]:
+        """(first address, bytes) of all that a launch reads and writes."""
+
+    def run(self, grid: Any, block: Any, arguments: Sequence[Any]) -> None: ...
+
+
+Kernels = Mapping[str, HostKernel]
 
 
 class Cuda(ModuleType):
@@ -55,6 +68,9 @@ class Cuda(ModuleType):
         self.stacks = threading.local()
         self.fail_next: Exception | None = None
         self.lock = threading.RLock()
+        self.modules = 0
+        self.kernels: Kernels = {}
+        self.allocations_left: int | None = None
         self.Device = type("Device", (_Device,), {"cuda": self})
         self.Context = type("Context", (_Context,), {"cuda": self})
         self.Stream = type("Stream", (_Stream,), {"cuda": self})
@@ -65,14 +81,28 @@ class Cuda(ModuleType):
     def get_driver_version(self) -> int:
         return 13000
 
+    def mem_get_info(self) -> tuple[int, int]:
+        self.need_context("cuMemGetInfo")
+        return self.memory - sum(each.size for each in self.live.values()), self.memory
+
+    def module_from_buffer(self, content: bytes) -> _Module:
+        self.need_context("cuModuleLoadDataEx")
+        if content != CUBIN:
+            raise LogicError("cuModuleLoadDataEx failed: device kernel image is invalid")
+        return _Module(self)
+
     def mem_alloc(self, size: int) -> DeviceAllocation:
         self.need_context("cuMemAlloc")
+        if size < 1:
+            raise LogicError("cuMemAlloc failed: invalid argument")
+        self._count_allocation("cuMemAlloc")
         if sum(each.size for each in self.live.values()) + size > self.memory:
             raise MemoryError("cuMemAlloc failed: out of memory")
         return DeviceAllocation(self, size)
 
     def pagelocked_empty(self, shape: Any, dtype: Any, order: str = "C", mem_flags: int = 0) -> NDArray[Any]:
         self.need_context("cuMemHostAlloc")
+        self._count_allocation("cuMemHostAlloc")
         return PagelockedHostAllocation(self, tuple(shape), np.dtype(dtype)).as_array()
 
     def memcpy_htod_async(self, dest: int, src: NDArray[Any], stream: Any = None) -> None:
@@ -90,6 +120,15 @@ class Cuda(ModuleType):
             self._page_locked(dest).reshape(-1).view(np.uint8)[:] = self.at(int(src), dest.nbytes)
 
         self._queue(stream).add(copy, {int(src)}, dest)
+
+    def memset_d8_async(self, dest: int, data: int, count: int, stream: Any = None) -> None:
+        self.need_context("cuMemsetD8Async")
+        self.at(int(dest), count)
+
+        def fill() -> None:
+            self.at(int(dest), count)[:] = data
+
+        self._queue(stream).add(fill, {int(dest)}, None)
 
     # --- what the fake of TensorRT and the tests use; pycuda has none of it
 
@@ -124,6 +163,7 @@ class Cuda(ModuleType):
     def leaks(self) -> list[str]:
         left = [f"{each.size} bytes of device memory" for each in self.live.values()]
         left += [f"{each.array.nbytes} bytes of page-locked memory" for each in self.pinned]
+        left += ["a module"] * self.modules
         return left + [f"stream {handle:#x}" for handle in self.streams]
 
     def _queue(self, stream: Any) -> _Queue:
@@ -132,6 +172,13 @@ class Cuda(ModuleType):
             raise LogicError("no stream")
         queue: _Queue = stream.queue
         return queue
+
+    def _count_allocation(self, what: str) -> None:
+        """Fails where the test wants it."""
+        if self.allocations_left is not None:
+            self.allocations_left -= 1
+            if self.allocations_left < 0:
+                raise MemoryError(f"{what} failed: out of memory")
 
     def _check_copy(self, array: NDArray[Any], kind: str, address: int) -> None:
         self.need_context(f"cuMemcpy {kind}")
@@ -181,12 +228,15 @@ class DeviceAllocation:
     def __int__(self) -> int:
         return self._address
 
+    def _holds(self, address: int) -> bool:
+        return self._address <= address < self._address + self.size
+
     def free(self) -> None:
         self._cuda.need_context("cuMemFree")
         if self._freed:
             raise LogicError("device_allocation::free failed: invalid resource handle")
         for queue in self._cuda.streams.values():
-            if any(self._address in addresses for _, addresses, _ in queue.work):
+            if any(self._holds(address) for _, addresses, _ in queue.work for address in addresses):
                 self._cuda.fault("device memory was freed while work on it is under way")
         self._freed = True
         self.content[:] = NAN
@@ -223,6 +273,53 @@ class PagelockedHostAllocation:
         self._freed = True
         self.array.reshape(-1).view(np.uint8)[:] = NAN
         self._cuda.pinned.remove(self)
+
+
+class _Module:
+    """Kernels are those of `Cuda.kernels`."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        self.cuda = cuda
+        cuda.modules += 1
+
+    def get_function(self, name: str) -> _Function:
+        self.cuda.need_context("cuModuleGetFunction")
+        if name not in self.cuda.kernels:
+            raise LogicError("cuModuleGetFunction failed: named symbol not found")
+        return _Function(self, name)
+
+    def __del__(self) -> None:
+        self.cuda.modules -= 1
+        if not self.cuda.stack():
+            self.cuda.fault("a module was unloaded where its context is not current")
+        if any(queue.work for queue in self.cuda.streams.values()):
+            self.cuda.fault("a module was unloaded with work under way")
+
+
+class _Function:
+    def __init__(self, module: _Module, name: str) -> None:
+        self.module, self.name = module, name
+
+    def __call__(self, *arguments: Any, grid: Any, block: Any, stream: Any = None, shared: int = 0) -> None:
+        cuda = self.module.cuda
+        cuda.need_context("cuLaunchKernel")
+        if not all(isinstance(each, np.number) for each in arguments):
+            raise TypeError("a kernel's argument is no NumPy number")
+        threads = int(np.prod(block))
+        limits = zip((*grid, *block), (2**31 - 1, 65535, 65535, 1024, 1024, 64), strict=True)
+        if threads > 1024 or any(not 1 <= count <= most for count, most in limits):
+            raise LogicError("cuLaunchKernel failed: invalid argument")
+        kernel = cuda.kernels[self.name]
+        spans = kernel.touched(grid, block, arguments)
+        for address, nbytes in spans:
+            cuda.at(address, nbytes)  # also now, while whoever launches it can be named
+
+        def work() -> None:
+            for address, nbytes in spans:
+                cuda.at(address, nbytes)
+            kernel.run(grid, block, arguments)
+
+        cuda._queue(stream).add(work, {address for address, _ in spans}, None)
 
 
 class _Device:

@@ -18,7 +18,7 @@ import pytest
 from int8_samples import DATASET
 from models import root, subject
 from onnx import numpy_helper
-from test_int8_compile import IN_INT8
+from test_int8_compile import HAS_BF16, IN_INT8
 
 import trtbuild
 from trtbuild.bundle import Bundle, open_bundle
@@ -144,6 +144,18 @@ def test_int8_is_judged_on_a_cpu_that_computes_the_same_grid() -> None:
     (gate,) = built("int8").manifest.gates
     assert (gate["network"], gate["backend"], gate["passed"]) == ("fold_0_int8_tensorrt", "openvino", True)
     assert {entry["method"] for entry in gate["contest"]} == {"entropy", "percentile", "minmax"}
+
+
+@pytest.mark.parametrize("precision", ["fp16", *(["bf16"] if HAS_BF16 else [])])
+def test_half_precision_is_judged_where_cases_are_given(precision: str, tmp_path: Path) -> None:
+    """FP16 as it is, with its weights rounded; BF16 as OpenVINO computes the same graph in it."""
+    data = calibration() if precision == "fp16" else replace(calibration(), scales=None)
+    bundle = compiled(tmp_path / "b.trtb", precision, calibration=data, gate=GATE)
+    (gate,) = bundle.manifest.gates
+    assert (gate["network"], gate["passed"]) == (f"fold_0_{precision}_tensorrt", True)
+    assert gate["inference_precision"] == {"fp16": "f32", "bf16": "bf16"}[precision]
+    assert 0 < gate["agreement"]["error_rms"] < 0.5
+    assert len(bundle.manifest.calibrations) == (precision == "fp16")
 
 
 @pytest.mark.skipif(no_driver() is None, reason="there is a GPU, which would run the engine")

@@ -1,7 +1,7 @@
 """nnU-Net's default networks through TensorRT-RTX without a GPU: what a build costs, and what the layer table proves.
 
 Each build runs in a process of its own that reads the finished ONNX, with batches 1 to 4. The bounds on time and memory
-are what was asked for; seen were 1 to 6 s, three times that on a busy machine, and 0.4 to 2.1 GB.
+are what was asked for; seen were 1 to 12 s on two busy cores, 30 s on very busy ones, and 0.4 to 2.2 GB.
 """
 
 from __future__ import annotations

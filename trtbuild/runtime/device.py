@@ -1,4 +1,4 @@
-"""A GPU: its context in every thread, streams, memory on both sides, copies, and errors that are mapped once.
+"""A GPU: its context in every thread, streams, memory on both sides, copies, kernels, and errors mapped once.
 
 The one file that imports pycuda. TensorRT, CUDA's runtime and torch work in the device's primary context, so that is
 the one taken here (pycuda.autoinit makes another, in which their addresses mean nothing). pycuda frees an object only
@@ -8,14 +8,15 @@ in a thread where its context is current: everything here is made, used and clos
 from __future__ import annotations
 
 import atexit
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from trtbuild.errors import EngineError, MissingExtra, OutOfMemory
 from trtbuild.nvinfer import no_driver
@@ -29,6 +30,7 @@ class Closable(Protocol):
     def close(self) -> None: ...
 
 
+Triple = tuple[int, int, int]
 Resource = TypeVar("Resource", bound=Closable)
 
 
@@ -71,9 +73,23 @@ class Device:
         """Device memory of `nbytes`, with whatever lies there."""
         return self._owned(Buffer(self, nbytes))
 
-    def pinned(self, shape: tuple[int, ...]) -> Pinned:
-        """A float32 array in page-locked host memory, which the device copies from and to in the background."""
-        return self._owned(Pinned(self, shape))
+    def pinned(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> Pinned:
+        """An array in page-locked host memory, which the device copies from and to in the background."""
+        return self._owned(Pinned(self, shape, dtype))
+
+    def module(self, cubin: bytes) -> Module:
+        """Kernels that were compiled for this device.
+
+        Raises:
+            EngineError: they were compiled for another one, or are no cubin.
+        """
+        return self._owned(Module(self, cubin))
+
+    def free_memory(self) -> int:
+        """Bytes that are free now; other programs may take them at any time."""
+        with self.current():
+            free, _ = self.cuda.mem_get_info()
+        return int(free)
 
     def forget(self, resource: Closable) -> None:
         """The resource closed itself."""
@@ -99,17 +115,45 @@ class Stream:
             self._streams = [device.cuda.Stream()]
         self.handle = int(self._streams[0].handle)
 
-    def copy_in(self, target: Buffer, source: NDArray[np.float32]) -> None:
-        """Begin to copy a page-locked array (C order) to the start of a buffer; neither may change before the end."""
-        _check_fits(source.nbytes, target)
-        with self._device.current():
-            self._device.cuda.memcpy_htod_async(target.address, source, self._streams[0])
+    def copy_in(self, target: Buffer, source: NDArray[Any], offset: int = 0) -> None:
+        """Begin to copy a page-locked array (C order) to a buffer, `offset` bytes from its start.
 
-    def copy_out(self, target: NDArray[np.float32], source: Buffer) -> None:
-        """Begin to fill a page-locked array (C order) from the start of a buffer."""
-        _check_fits(target.nbytes, source)
+        Neither may change before the end.
+
+        Raises:
+            EngineError: the array does not fit, or the buffer is closed.
+        """
+        _check_fits(offset, source.nbytes, target)
         with self._device.current():
-            self._device.cuda.memcpy_dtoh_async(target, source.address, self._streams[0])
+            self._device.cuda.memcpy_htod_async(target.address + offset, source, self._streams[0])
+
+    def copy_out(self, target: NDArray[Any], source: Buffer, offset: int = 0) -> None:
+        """Begin to fill a page-locked array (C order) from a buffer, `offset` bytes from its start; as `copy_in`."""
+        _check_fits(offset, target.nbytes, source)
+        with self._device.current():
+            self._device.cuda.memcpy_dtoh_async(target, source.address + offset, self._streams[0])
+
+    def zero(self, buffer: Buffer, nbytes: int) -> None:
+        """Begin to set the first `nbytes` bytes of a buffer to 0.
+
+        Raises:
+            EngineError: there are not so many, or the buffer is closed.
+        """
+        _check_fits(0, nbytes, buffer)
+        with self._device.current():
+            self._device.cuda.memset_d8_async(buffer.address, 0, nbytes, self._streams[0])
+
+    def launch(self, kernel: Kernel, grid: Triple, block: Triple, arguments: Sequence[np.number[Any]]) -> None:
+        """Begin to run a kernel; its module must stay open until the end.
+
+        Args:
+            kernel: what to run.
+            grid: blocks along (x, y, z).
+            block: threads of a block along (x, y, z).
+            arguments: in the kernel's order and with its very types, device pointers as np.uint64.
+        """
+        with self._device.current():
+            kernel.module.function(kernel.name)(*arguments, grid=grid, block=block, stream=self._streams[0])
 
     def synchronize(self) -> None:
         """Wait until everything that was begun is done; a closed stream has nothing under way.
@@ -141,6 +185,11 @@ class Buffer:
             self._allocations = [device.cuda.mem_alloc(nbytes)]
         self.address = int(self._allocations[0])
 
+    @property
+    def closed(self) -> bool:
+        """Whether the memory was given back; its address means nothing then."""
+        return not self._allocations
+
     def close(self) -> None:
         if self._allocations:
             with self._device.current():
@@ -149,12 +198,12 @@ class Buffer:
 
 
 class Pinned:
-    """Page-locked host memory as a float32 array, which must not be used any more after `close`."""
+    """Page-locked host memory as an array, which must not be used any more after `close`."""
 
-    def __init__(self, device: Device, shape: tuple[int, ...]) -> None:
+    def __init__(self, device: Device, shape: tuple[int, ...], dtype: DTypeLike) -> None:
         self._device = device
         with device.current():
-            self.array: NDArray[np.float32] = device.cuda.pagelocked_empty(shape, np.float32)
+            self.array: NDArray[Any] = device.cuda.pagelocked_empty(shape, dtype)
         self._allocations = [self.array.base]
 
     def close(self) -> None:
@@ -164,6 +213,49 @@ class Pinned:
             with self._device.current():
                 allocation.free()
             self._device.forget(self)
+
+
+class Module:
+    """Compiled kernels on the device. To be closed when none of them is under way."""
+
+    def __init__(self, device: Device, cubin: bytes) -> None:
+        self._device = device
+        with device.current():
+            self._modules = [device.cuda.module_from_buffer(cubin)]
+        self._functions: dict[str, Any] = {}
+
+    def kernel(self, name: str) -> Kernel:
+        """What `Stream.launch` runs.
+
+        Raises:
+            EngineError: there is none of this name, or the module is closed.
+        """
+        with self._device.current():
+            self.function(name)
+        return Kernel(module=self, name=name)
+
+    def function(self, name: str) -> Any:
+        """Of pycuda, inside `Device.current`. It keeps the module loaded, so nobody but the module may keep it."""
+        if not self._modules:
+            raise EngineError("These kernels were given back.", where=name)
+        if name not in self._functions:
+            self._functions[name] = self._modules[0].get_function(name)
+        return self._functions[name]
+
+    def close(self) -> None:
+        if self._modules:
+            with self._device.current():
+                self._functions.clear()
+                self._modules.clear()  # pycuda unloads a module with its last reference, and in no other way
+            self._device.forget(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """A kernel by its name."""
+
+    module: Module
+    name: str
 
 
 @contextmanager
@@ -213,9 +305,12 @@ def _primary_context(cuda: Any, index: int) -> tuple[Any, Any]:
     return device, device.retain_primary_context()
 
 
-def _check_fits(nbytes: int, buffer: Buffer) -> None:
-    if nbytes > buffer.nbytes:
-        raise EngineError("A copy is larger than its device memory.", expected=f"<= {buffer.nbytes} bytes", got=nbytes)
+def _check_fits(offset: int, nbytes: int, buffer: Buffer) -> None:
+    if buffer.closed:
+        raise EngineError("This device memory was given back.", where=f"{buffer.nbytes} bytes")
+    if offset < 0 or offset + nbytes > buffer.nbytes:
+        raise EngineError("A copy is larger than its device memory.", expected=f"<= {buffer.nbytes} bytes",
+                          got=f"{nbytes} bytes from byte {offset}")  # fmt: skip
 
 
 @contextmanager
