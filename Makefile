@@ -48,6 +48,7 @@ benchmark: setup
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/int8_network.py
 	$(BIN)/python benchmarks/calibration.py
+	$(BIN)/python benchmarks/tensorrt_build.py
 
 clean:
 	rm -rf $(VENV) .demo .pytest_cache .mypy_cache .ruff_cache
