@@ -279,3 +279,122 @@ def test_compiling_for_a_cpu_loads_no_tensorrt(tmp_path: Path) -> None:
         "sys.exit('tensorrt_rtx' in sys.modules or 'tensorrt' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+# --- nothing is built that is not what was exported ---
+
+
+def test_the_network_for_tensorrt_is_held_to_pytorch(tmp_path: Path) -> None:
+    lines: list[str] = []
+    compiled(tmp_path / "b.trtb", "fp16", report=lines.append)
+    assert any("differ from PyTorch's by" in line for line in lines)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_a_graph_that_computes_something_else_is_refused(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trtbuild.steps.precision import device
+
+    original = device.tensorrt_form
+
+    def broken(model: onnx.ModelProto) -> onnx.ModelProto:
+        result = original(model)
+        name = next(node for node in result.graph.node if node.op_type == "Conv").input[1]
+        weight = next(tensor for tensor in result.graph.initializer if tensor.name == name)
+        weight.CopyFrom(numpy_helper.from_array(1.5 * np.roll(numpy_helper.to_array(weight), 1, axis=0), name))
+        return result
+
+    monkeypatch.setattr(device, "tensorrt_form", broken)
+    with pytest.raises(EngineError, match="does not compute what was exported"):
+        compiled(tmp_path / "b.trtb", precision)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_below_fp16_are_said_and_refused_where_they_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head whose weights are 1e-7 of the trained ones segments alike in FP32 and is nothing in FP16."""
+    from trtbuild.steps.compilation import compile as room
+
+    original, lines = room._networks, list[str]()
+
+    def small(config: CompileConfig, report: Any) -> Any:
+        networks = original(config, report)
+        (network,) = networks.stages[0].networks
+        model = load_onnx(networks.files[network.file])
+        head = [node for node in model.graph.node if node.op_type == "Conv"][-1]
+        for tensor in (t for t in model.graph.initializer if t.name in head.input):
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1e-7), tensor.name))
+        patch, logits = networks.goldens[network.id]
+        files = {**networks.files, network.file: model.SerializeToString()}
+        return replace(networks, files=files, goldens={network.id: (patch, logits * np.float32(1e-7))})
+
+    monkeypatch.setattr(room, "_networks", small)
+    with pytest.raises(EngineError, match="FP16 does not compute what was exported"):
+        compiled(tmp_path / "b.trtb", "fp16", report=lines.append)
+    assert any("weights too small for FP16" in line for line in lines)
+
+
+class _Wrong:
+    """A GPU's runner, as far as compile looks at it, that computes zeros."""
+
+    def __enter__(self) -> _Wrong:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def infer(self, batch: Any) -> Any:
+        return np.zeros((len(batch), 3, 64, 64, 64), np.float32)
+
+
+def test_where_there_is_a_gpu_the_engine_is_run_and_held_to_its_golden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trtbuild.runtime import select
+    from trtbuild.steps.compilation import device
+
+    original = select.open_runner
+
+    def opened(record: Any, model: Path, **options: Any) -> Any:
+        return _Wrong() if record.backend == "tensorrt-rtx" else original(record, model, **options)
+
+    monkeypatch.setattr(device, "no_driver", lambda: None)
+    lines: list[str] = []
+    compiled(tmp_path / "a.trtb", "fp16", report=lines.append)
+    assert any("not run here" in line for line in lines), "an engine that does not open here is said"
+    monkeypatch.setattr(select, "open_runner", opened)
+    with pytest.raises(EngineError, match="An engine does not compute"):
+        compiled(tmp_path / "b.trtb", "fp16")
+
+
+def test_the_bundle_says_that_its_engine_was_not_run_and_what_stayed_in_float32() -> None:
+    facts = open_bundle(built("fp16").path).manifest.extensions["tensorrt"]["fold_0_fp16_tensorrt"]
+    if no_driver() is not None:
+        assert "no NVIDIA driver" in facts["unrun"]
+    assert any("norms stay float32" in line for line in facts["kept"])
+
+
+def test_int8_with_a_bf16_rest_is_judged_in_bf16(tmp_path: Path) -> None:
+    if not HAS_BF16:
+        with pytest.raises(EngineError, match="does not compute in this precision"):
+            compiled(tmp_path / "b.trtb", "int8", rest="bf16")
+        return
+    bundle = compiled(tmp_path / "b.trtb", "int8", rest="bf16", method="percentile")
+    assert bundle.manifest.gates[0]["inference_precision"] == "bf16"
+
+
+def test_turing_gets_no_fp32_engine_where_the_gate_does_not_pass(tmp_path: Path) -> None:
+    path = tmp_path / "b.trtb"
+    strict = replace(GATE, mean_loss=0, class_loss=0, roll_back=False)
+    turing = TensorRTConfig(compute_capabilities=("75", "86"))
+    with pytest.raises(GateFailed):
+        compiled(path, "int8", gate=strict, method="entropy", tensorrt=turing)
+    assert the_engine(open_bundle(path)).device == {"capabilities": "86"}
+
+
+def test_what_is_cheap_to_find_out_is_found_out_before_the_calibration(tmp_path: Path) -> None:
+    lines: list[str] = []
+    with pytest.raises(EngineError, match="versionCompatible"):
+        compiled(tmp_path / "b.trtb", "int8", tensorrt=TensorRTConfig(version_compatible=True), report=lines.append)
+    assert not any("calibrating" in line or "taking over" in line for line in lines)

@@ -122,7 +122,9 @@ def bounded(value: object) -> str:
 
 
 def _calibration(entry: Facts, state: str = "in INT8") -> Iterator[Any]:
-    yield f"calibration of {_text(entry['network'])}: {_counted(entry['patches'], 'patch')} of {_cases(entry['cases'])}"
+    made = f" for {_text(entry['typed'])}" if "typed" in entry else ""
+    sample = f"{_counted(entry['patches'], 'patch')} of {_cases(entry['cases'])}"
+    yield f"calibration of {_text(entry['network'])}{made}: {sample}"
     yield from _coverage(entry["coverage"])
     table = new_table("tensor", "largest |x|", "entropy", "percentile", "min-max")
     for tensor, amax in entry["amax"].items():

@@ -150,7 +150,7 @@ def compile_command(as_json: bool, no_tune: bool, **options: Any) -> None:
     from trtbuild.steps.compilation.compile import compile_bundle
     from trtbuild.steps.inspect import overview
 
-    is_onnx = options["model"] is not None and options["model"].suffix == ".onnx"
+    is_onnx = options["model"] is not None and options["model"].suffix.lower() == ".onnx"
     tensorrt = tensorrt_from(options, is_onnx=is_onnx)
     if is_onnx:
         compile_onnx(options, tensorrt, as_json=as_json)

@@ -130,4 +130,6 @@ def tensorrt_from(given: dict[str, Any], *, is_onnx: bool) -> TensorRTConfig:
         raise click.UsageError(f"{wanted[0]} is for TensorRT: add --backend tensorrt-rtx or tensorrt.")
     values = {name: given.pop(name) for name in NAMES}
     capabilities = tuple(part.strip() for part in values.pop("compute_capabilities").split(",") if part.strip())
+    if not capabilities and options_given("compute_capabilities"):
+        raise click.UsageError("--compute-capability names no GPU: write 86,89, or leave it out for all.")
     return TensorRTConfig(**values, compute_capabilities=capabilities, timing_cache=given.pop("timing_cache"))

@@ -135,6 +135,10 @@ class CompileConfig:
         for option, is_given in given.items():
             if is_given and self.precision != "int8":
                 raise TrtbuildError(f"{option} is for INT8.", expected="--precision int8", got=self.precision)
+        if self.fp16_norms and self.precision != "fp16" and (self.precision, self.device_rest) != ("int8", "fp16"):
+            raise TrtbuildError(
+                "--fp16-norms is for FP16.", expected="--precision fp16, or int8 with --rest fp16", got=self.precision
+            )
         if self.precision == "fp32" and self.calibration is not None:
             raise TrtbuildError(
                 "FP32 needs no calibration.", expected="--precision int8, fp16 or bf16", got="--precision fp32"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import cast
 
+from trtbuild.cachefolder import cache_folder
 from trtbuild.config import CompileConfig
 from trtbuild.errors import EngineError, MissingExtra
 from trtbuild.machine import cpu_description
@@ -55,9 +56,21 @@ def chosen_backends(config: CompileConfig, report: Report) -> Backends:
     if config.precision == "int8":
         check_saturation()
     for name in judges:
-        for precision in dict.fromkeys((config.precision, config.cpu_rest if cpu else "fp32")):
+        for precision in dict.fromkeys((config.precision, config.cpu_rest)):
             check_precision(name, precision)
-    return Backends(cpu=cpu, device=nvinfer(devices[0]) if devices else None, judges=judges)
+    return Backends(cpu=cpu, device=_device(config, devices[0]) if devices else None, judges=judges)
+
+
+def _device(config: CompileConfig, backend: Backend) -> Nvinfer:
+    """The flavour, which has all that is asked of it, a GPU that it builds for, and a folder to keep engines in."""
+    from trtbuild.engine.tensorrt.record import target_device
+    from trtbuild.engine.tensorrt.settings import check_config
+
+    flavour = nvinfer(backend)
+    check_config(config.tensorrt, flavour)
+    target_device(config.tensorrt, flavour)
+    cache_folder("engines")
+    return flavour
 
 
 def tensorrt_flavour(asked: tuple[str, ...], report: Report) -> Backend:

@@ -32,6 +32,7 @@ INSTEAD: Mapping[Precision, str] = {
     "bf16": "--precision fp32, or ",
 }
 """What to try where the gate does not pass a precision."""
+TURING = "75"
 
 
 def compile_bundle(
@@ -60,13 +61,14 @@ def compile_bundle(
         typed = _typed(config, networks, models, backends, scratch, report, say)
         failures, usable, built = tuple(reason for network in typed for reason in network.failures), typed, config
         if failures:
-            report(f"the gate did not pass {config.precision}: FP32 engines")
+            without = f" (not for {TURING})" * (TURING in config.tensorrt.compute_capabilities)
+            report(f"the gate did not pass {config.precision}: FP32 engines{without}")
             networks, built = in_fp32(networks), _in_fp32(config)
             models = materialised(networks, scratch)
             usable = _typed(built, networks, models, backends, scratch, report, say)
-        jobs = engine_jobs(built, backends, networks, models, usable, scratch)
+        jobs = engine_jobs(built, backends, networks, models, usable, scratch, report)
         engines = tuple(build_engines(built, backends.cpu, jobs, report))
-        plans = tuple(build_device_engines(built, backends, networks.stages, jobs, report, say))
+        plans = tuple(build_device_engines(built, backends, networks.stages, jobs, scratch, report, say))
         if networks.case is None:
             report("making the golden case")
         case = networks.case or golden_case(networks.stages, models, networks.postprocessing, scratch)
@@ -109,9 +111,11 @@ def _typed(
 
 
 def _in_fp32(config: CompileConfig) -> CompileConfig:
-    """The same without anything of a lower precision."""
+    """The same without anything of a lower precision, and without Turing, which has no FP32 convolutions in 3-D."""
+    capabilities = tuple(name for name in config.tensorrt.compute_capabilities if name != TURING)
     return replace(
         config,
+        tensorrt=replace(config.tensorrt, compute_capabilities=capabilities),
         precision="fp32",
         rest=None,
         method="auto",

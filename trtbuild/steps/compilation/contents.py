@@ -64,9 +64,16 @@ def bundle_contents(
         goldens=goldens,
         postprocessing=networks.postprocessing,
         provenance=networks.provenance,
-        extensions={},
+        extensions={"tensorrt": _device_facts(usable, plans)} if plans else {},
     )
     return contents, {**networks.files, **files}
+
+
+def _device_facts(usable: tuple[TypedNetwork, ...], plans: tuple[DeviceEngine, ...]) -> dict[str, Any]:
+    """Of each network for TensorRT: why its engine was not run when it was built (None: it was), its INT8 layers, what
+    stayed in a higher precision and why, and which weights are lost in the lower one."""
+    layers = {network.record.id: network.layers for network in usable if network.target == "device"}
+    return {plan.record.network: {"unrun": plan.unrun, **layers[plan.record.network]} for plan in plans}
 
 
 def _goldens(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from trtbuild.atomic import write_whole
 from trtbuild.bundle import Stage
 from trtbuild.config import CompileConfig
 from trtbuild.engine.tensorrt import shapes_from_io
@@ -13,22 +14,27 @@ from trtbuild.engine.tensorrt.layers_file import layers_file
 from trtbuild.engine.tensorrt.record import record_from_plan, target_device
 from trtbuild.engine.tensorrt.reuse import engine_key, plan_or_build
 from trtbuild.engine.tensorrt.script import equivalent_commands, script
+from trtbuild.errors import EngineError, MissingExtra
 from trtbuild.graph import load_onnx
 from trtbuild.graph.cost import operations
 from trtbuild.nvinfer import Nvinfer, no_driver
 from trtbuild.spec import BuildRecord
 from trtbuild.steps.compilation.backends import Backends
-from trtbuild.steps.compilation.engines import EngineJob
+from trtbuild.steps.compilation.engines import EngineJob, check_against_golden
 from trtbuild.steps.compilation.networks import Report
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceEngine:
-    """The record of an engine, its input's name, and its files: the raw plan, and its layers where they are known."""
+    """The record of an engine, its input's name, and its files: the raw plan, and its layers where they are known.
+
+    `unrun` says why it was not run when it was built; None where it was, and computed what it should.
+    """
 
     record: BuildRecord
     input: str
     files: Mapping[str, bytes] = field(repr=False)
+    unrun: str | None = None
 
 
 def build_device_engines(
@@ -36,13 +42,16 @@ def build_device_engines(
     backends: Backends,
     stages: tuple[Stage, ...],
     jobs: tuple[EngineJob, ...],
+    scratch: Path,
     report: Report,
     say: Report,
 ) -> Iterable[DeviceEngine]:
     """One engine per network of `stages` for the flavour of TensorRT, if there is one.
 
+    Where there is a GPU that runs it, each is held to its golden; else it is said why it was not.
+
     Raises:
-        EngineError: the build failed, with the failing layer.
+        EngineError: the build failed, with the failing layer; the engine computes something else.
         OutOfMemory: the build ran out of memory.
     """
     if backends.device is None:
@@ -50,10 +59,26 @@ def build_device_engines(
     device = target_device(config.tensorrt, backends.device)
     for job in (job for job in jobs if job.on_device):
         spec = stages[job.stage].spec
-        yield _engine(config, backends.device, device, job, f"{spec.dataset} {spec.configuration}", report, say)
-    reason = no_driver()
-    if reason is not None:
-        report(f"the engines were not run here: {reason}")
+        engine = _engine(config, backends.device, device, job, f"{spec.dataset} {spec.configuration}", report, say)
+        reason = no_driver() or _misfit(engine, job, scratch, report)
+        if reason is not None:
+            report(f"the engine of {job.network.id} was not run here: {reason}")
+        yield replace(engine, unrun=reason)
+
+
+def _misfit(engine: DeviceEngine, job: EngineJob, scratch: Path, report: Report) -> str | None:
+    """Runs the engine and holds it to its golden; why this machine cannot, else None."""
+    from trtbuild.runtime.select import open_runner
+
+    file = scratch / Path(str(engine.record.file)).name
+    write_whole(file, engine.files[str(engine.record.file)])
+    try:
+        runner = open_runner(engine.record, file)
+    except (EngineError, MissingExtra) as error:
+        return " ".join(str(error).split())
+    with runner:
+        check_against_golden(engine.record, job, runner, report)
+    return None
 
 
 def device_script(config: CompileConfig, plans: tuple[DeviceEngine, ...], bundle: Path) -> bytes:

@@ -1,21 +1,20 @@
-"""What to make of an ONNX file that is no nnU-Net's, and for which shapes of its inputs."""
+"""What to make of an ONNX file that is no nnU-Net's."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import get_args
 
 from trtbuild.config import QuantizedRest, TensorRTConfig, Threshold, check_patterns, check_threads
-from trtbuild.engine.tensorrt.shapes import check_shapes, shapes_from_io
-from trtbuild.engine.tensorrt.values import Shapes
 from trtbuild.errors import TrtbuildError
 from trtbuild.nvinfer import Backend
-from trtbuild.spec import Precision, TensorSpec
+from trtbuild.spec import Precision
 
 ENDING = ".engine"
+PERCENTILE: Threshold = "percentile"
+"""What decides where nothing else does: there is no gate that could hold a contest."""
 OPTIONS = ("--minShapes", "--optShapes", "--maxShapes")
 
 
@@ -28,8 +27,9 @@ class OnnxFileConfig:
     "x:1x1x64x64,y:1x8" as trtexec writes them: all three, the usual ones alone, or none where the batch alone is free
     (`tensorrt` then says the batches). `calibration` is a file of arrays (.npy, .npz, Polygraphy's .json); INT8 needs
     one, and FP16 without one keeps no tensor from overflowing. In INT8 `rest` is what everything but the quantised
-    layers computes in; `method`, `keep` and `quantize_ends` are those of `quantize`. `fp16_norms` lets norms compute in
-    FP16. `emit_script` is a file for the commands of trtexec and Polygraphy that build the same engine.
+    layers computes in; `method` (None: percentile), `keep` and `quantize_ends` are those of `quantize`. `fp16_norms`
+    lets norms compute in FP16. `emit_script` is a file for the commands of trtexec and Polygraphy that build the same
+    engine. `batch_options` are the options of the batch that the user wrote: an error where nothing comes of them.
     """
 
     model: Path
@@ -46,6 +46,7 @@ class OnnxFileConfig:
     opt_shapes: str = ""
     max_shapes: str = ""
     tensorrt: TensorRTConfig = field(default_factory=TensorRTConfig)
+    batch_options: tuple[str, ...] = ()
     emit_script: Path | None = None
     threads: int | None = None
     overwrite: bool = False
@@ -68,7 +69,17 @@ class OnnxFileConfig:
         given = [bool(text) for text in (self.min_shapes, self.opt_shapes, self.max_shapes)]
         if any(given) and given not in ([True] * 3, [False, True, False]):
             raise TrtbuildError("The shapes are incomplete.", expected="all three, or --optShapes alone",
-                                got=", ".join(o for o, g in zip(OPTIONS, given, strict=True) if g))  # fmt: skip
+                                got=", ".join(o for o, g in zip(OPTIONS, given, strict=True) if g),
+                                hint="add the others, as in --optShapes x:1x1x64x64")  # fmt: skip
+        if any(given) and self.batch_options:
+            raise TrtbuildError("The batch is said twice.", expected="either shapes or batches",
+                                got=f"--optShapes and {', '.join(self.batch_options)}",
+                                hint=f"leave {self.batch_options[0]} out: the shapes hold the batch")  # fmt: skip
+
+    @property
+    def threshold(self) -> Threshold | None:
+        """How INT8 thresholds are chosen; None where nothing is quantised on arrays."""
+        return (self.method or PERCENTILE) if self.precision == "int8" and self.calibration is not None else None
 
     @property
     def onnx(self) -> Path:
@@ -80,12 +91,23 @@ class OnnxFileConfig:
         """Where what is known of the engine goes."""
         return self.output.with_name(f"{self.output.name}.json")
 
+    @property
+    def outputs(self) -> tuple[Path, ...]:
+        """All that is written; the engine, which the others describe, first."""
+        return (self.output, self.onnx, self.facts)
+
     def _check_output(self) -> None:
         if self.output.suffix != ENDING:
-            raise TrtbuildError("The output is an engine.", expected=f"NAME{ENDING}", got=self.output.name, where="-o")
+            raise TrtbuildError("The output is an engine.", expected=f"NAME{ENDING}", got=self.output.name, where="-o",
+                                hint=f"-o {self.output.stem}{ENDING}")  # fmt: skip
         if self.onnx.resolve() == self.model.resolve():
             raise TrtbuildError("The typed graph would replace the model.", expected="another name", got=self.output,
                                 where=self.model, hint=f"-o {self.output.stem}_{self.precision}{ENDING}")  # fmt: skip
+        for source in (self.model, *([self.calibration] if self.calibration else ())):
+            for path in self.outputs:
+                if path.resolve() == source.resolve():
+                    raise TrtbuildError("An output would replace an input.", expected="another name", got=path,
+                                        where=source, hint="choose another name with -o")  # fmt: skip
 
     def _check_precision(self) -> None:
         """What belongs to INT8 is for INT8, and only INT8 and FP16 look at arrays."""
@@ -103,60 +125,3 @@ class OnnxFileConfig:
     def computed(self) -> Precision:
         """What everything but quantised layers computes in."""
         return self.precision if self.precision != "int8" else self.rest or "fp16"
-
-
-def profile_of(config: OnnxFileConfig, inputs: Sequence[TensorSpec]) -> Shapes:
-    """The optimisation profile of these inputs, as `config` says it.
-
-    Raises:
-        TrtbuildError: no shapes, an input without any, or one that the network does not have.
-        EngineError: shapes that do not fit the network.
-    """
-    if not config.opt_shapes:
-        return shapes_from_io(inputs, config.tensorrt)
-    texts = [config.min_shapes or config.opt_shapes, config.opt_shapes, config.max_shapes or config.opt_shapes]
-    parsed = [_shapes(text, option) for text, option in zip(texts, OPTIONS, strict=True)]
-    known = [spec.name for spec in inputs]
-    for shapes, option in zip(parsed, OPTIONS, strict=True):
-        for name in shapes:
-            if name not in known:
-                close = get_close_matches(name, known, n=1)
-                raise TrtbuildError(f"{option} is for an input that the network does not have.", where=option, got=name,
-                                    expected=", ".join(known),
-                                    hint=f"Did you mean {close[0]}?" if close else None)  # fmt: skip
-    profile = {}
-    for spec in inputs:
-        fixed = tuple(n for n in spec.shape if isinstance(n, int))
-        fallback = fixed if len(fixed) == len(spec.shape) else None
-        profile[spec.name] = tuple(_of(shapes, spec, fallback, o) for shapes, o in zip(parsed, OPTIONS, strict=True))
-    result: Shapes = {name: (three[0], three[1], three[2]) for name, three in profile.items()}
-    check_shapes(inputs, result)
-    return result
-
-
-def _of(
-    shapes: Mapping[str, tuple[int, ...]], spec: TensorSpec, fallback: tuple[int, ...] | None, option: str
-) -> tuple[int, ...]:
-    found = shapes.get(spec.name, fallback)
-    if found is None:
-        raise TrtbuildError(f"{option} lacks an input.", expected=f"a shape of {spec.name} {spec.shape}",
-                            got=", ".join(shapes), where=option)  # fmt: skip
-    return found
-
-
-def _shapes(text: str, option: str) -> dict[str, tuple[int, ...]]:
-    """{"x": (1, 1, 64, 64)} from "x:1x1x64x64"; names may be in single quotes and hold colons, as in trtexec."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for part in text.split(","):
-        name, _, numbers = part.strip().rpartition(":")
-        sizes = numbers.split("x")
-        name = name.strip("'")
-        if (
-            not name
-            or name in shapes
-            or not all(size.isascii() and size.isdigit() and len(size) < 10 for size in sizes)
-        ):
-            raise TrtbuildError(f"{option} is not understood.", expected="x:1x1x64x64,y:1x8, each input once",
-                                got=part.strip() or "nothing", where=option)  # fmt: skip
-        shapes[name] = tuple(map(int, sizes))
-    return shapes

@@ -70,7 +70,7 @@ def patches_from_file(path: Path, spec: TensorSpec) -> ArrayPatches:
 
     Raises:
         InputError: the file is damaged or of another kind, holds pickles, another type, another shape, another input,
-            nothing, or values that are not finite.
+            nothing, zeros alone, or values that are not finite.
     """
     readers = {".npy": _from_npy, ".npz": _from_npz, ".json": _from_json}
     reader = readers.get(path.suffix.lower())
@@ -84,7 +84,12 @@ def patches_from_file(path: Path, spec: TensorSpec) -> ArrayPatches:
                          hint="write them again with numpy.save or polygraphy") from error  # fmt: skip
     stacks = tuple(_stack(array, spec, f"{path}, {place}") for place, array in arrays)
     if not sum(map(len, stacks)):
-        raise InputError("There are no calibration arrays in the file.", expected="one input at least", where=path)
+        raise InputError("There are no calibration arrays in the file.", expected="one input at least", where=path,
+                         hint="write inputs of the network into it, as it gets them")  # fmt: skip
+    if not any(patch.any() for stack in stacks for patch in stack):
+        raise InputError("The calibration arrays hold nothing but zeros.", expected="inputs as the network gets them",
+                         got=f"{sum(map(len, stacks))} constant zero", where=path,
+                         hint="write real, preprocessed inputs into it: ranges of zeros are no ranges")  # fmt: skip
     return ArrayPatches(stacks=stacks)
 
 

@@ -52,7 +52,7 @@ def cpu_int8(
         record=typed,
         content=content,
         quantized=len(decision.network.quantized),
-        calibration=facts_of(network, table, {"method": decision.method, "layers": layers}),
+        calibration=facts_of(network, typed, table, {"method": decision.method, "layers": layers}),
         files=calibration_files(network, table),
         gates=gates,
         failures=failures,
@@ -64,17 +64,16 @@ def cpu_fp16(
 ) -> TypedNetwork:
     """FP16 where the measured ranges allow it; a CPU computes it in float32."""
     result = cast(accurate, "fp16", keep=fp16_sensitive(accurate, table.ranges))
-    if result.underflow:
-        job.report(f"weights too small for FP16 in {len(result.underflow)} tensors (the bundle lists them)")
     typed = lower_record(network, "fp16", opset_from_model(result.model), "cpu")
     content: bytes = result.model.SerializeToString()
     gates, failures = gates_of(job, [job.record(typed, name) for name in job.backends.cpu], content, gate)
-    more = {"layers": {"kept": list(result.left), "underflow": list(result.underflow)}}
+    layers = {"kept": list(result.left), "underflow": list(result.underflow)}
     return TypedNetwork(
         target="cpu",
         record=typed,
         content=content,
-        calibration=facts_of(network, table, more),
+        layers=layers,
+        calibration=facts_of(network, typed, table, {"layers": layers}),
         files=calibration_files(network, table),
         gates=gates,
         failures=failures,

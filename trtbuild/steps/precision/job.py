@@ -33,7 +33,10 @@ class TypedNetwork:
         target: what it is for; the graphs differ in their norms, their zero points and their ConvTransposes.
         record: of the network; the FP32 one itself for BF16 on a CPU, which computes it from that.
         content: its ONNX file; None where it is the FP32 network's.
-        reference: what ONNX Runtime computes its golden logits with, where it cannot run `content` (BF16).
+        reference: what ONNX Runtime computes its golden logits with, where it cannot run `content` (BF16) or not well
+            enough (its norms).
+        layers: "int8" layers, "<name>: <reason>" of what is "kept" in a higher precision, and tensors with weights
+            that are lost, "underflow"; as far as the precision has such.
         quantized: how many layers are in INT8.
         calibration: for the bundle's `calibrations`, with the files that belong to it; None where there was none.
         gates: for the bundle's `gates`, one per backend.
@@ -44,6 +47,7 @@ class TypedNetwork:
     record: NetworkRecord
     content: bytes | None = field(repr=False)
     reference: bytes | None = field(default=None, repr=False)
+    layers: Facts = field(default_factory=dict, repr=False)
     quantized: int = 0
     calibration: Facts | None = None
     files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
@@ -109,6 +113,14 @@ def gates_of(
     return judged_engines(gate, records, file, decision, job.say)
 
 
-def facts_of(network: NetworkRecord, table: ScaleTable, more: Facts) -> Facts:
-    """A calibration for the bundle: where it is, and what came of it."""
-    return {**calibration_facts(network, table), **more}
+def facts_of(network: NetworkRecord, typed: NetworkRecord, table: ScaleTable, more: Facts) -> Facts:
+    """A calibration for the bundle: where it is, which network was made with it, and what came of it."""
+    return {**calibration_facts(network, table), "typed": typed.id, **more}
+
+
+def tell_lost(typed: TypedNetwork, report: Report) -> None:
+    """Says which tensors hold weights that are too small for the precision; the bundle lists them."""
+    lost = typed.layers.get("underflow", ())
+    if lost:
+        names = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
+        report(f"{typed.record.id}: weights too small for {typed.record.precision.upper()} in {names}")

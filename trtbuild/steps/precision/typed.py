@@ -36,7 +36,7 @@ from trtbuild.steps.precision.device import (
     device_int8,
 )
 from trtbuild.steps.precision.gate import Gate, open_gate
-from trtbuild.steps.precision.job import Job, Say, TypedNetwork
+from trtbuild.steps.precision.job import Job, Say, TypedNetwork, tell_lost
 from trtbuild_calibration import Progress, Source
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def uncalibrated_networks(
             typed.append(device_fp16_uncalibrated(network, accurate, patch, norms=norms, threads=threads))
         else:
             typed.append(device_fp32(network, accurate))
+        tell_lost(typed[-1], report)
     return tuple(typed)
 
 
@@ -135,10 +136,13 @@ def _typed(job: Job, stage: Stage, network: NetworkRecord, file: Path, data: Sta
         for label in table.coverage.missed:
             job.report(f"no patch holds class {label}: {table.coverage.classes[label].missed}")
         on_cpu, on_device = (cpu_int8, device_int8) if job.is_int8 else (cpu_fp16, device_fp16)
-        return [
+        made = [
             *([on_cpu(job, network, accurate, table, gate)] if job.backends.cpu else []),
             *([on_device(job, network, accurate, table, gate)] if job.backends.device else []),
         ]
+        for network_made in made:
+            tell_lost(network_made, job.report)
+        return made
 
 
 def _check_kept(job: Job, accurate: onnx.ModelProto) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtbuild.bundle import Bundle, Stage, open_bundle
-from trtbuild.errors import EngineError, MissingExtra, ModelError
+from trtbuild.errors import EngineError, MissingExtra, ModelError, OutOfMemory
+from trtbuild.machine import usable_cores
 from trtbuild.runtime import Member
 from trtbuild.runtime.warm import loops_loading
 from trtbuild.spec import BuildRecord, NetworkRecord
@@ -27,7 +28,7 @@ class Model:
 
     `stages` are those that run, in their order: two for a cascade, whose first hands its labels to the second.
     `networks` and `records` belong to their runners, one by one. `refused` says why the backends before `backend` were
-    not taken. `threads` are those of the engines' record, or the user's.
+    not taken. `threads` are the user's, or those of the engines' record; where it names none (a GPU), one per core.
     """
 
     bundle: Bundle
@@ -84,7 +85,8 @@ def open_model(
                 )
                 stack.push(attempt.pop_all())
         except (EngineError, MissingExtra) as error:
-            if backend != "auto":
+            # what has no room would have it at another time: then another backend would have answered, in silence
+            if backend != "auto" or isinstance(error, OutOfMemory):
                 raise
             refused.append((name, str(error)))
             continue
@@ -96,7 +98,7 @@ def open_model(
             records=used,
             backend=name,
             refused=tuple(refused),
-            threads=threads or int(used[0].options.get("threads", 1)),
+            threads=threads or int(used[0].options.get("threads", usable_cores())),
         )
     raise EngineError(
         "No engine of the bundle runs on this machine.",
