@@ -3,15 +3,17 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
+WORKERS ?= 2
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c tests/constraints.txt
 
-.PHONY: help setup demo test slow lint benchmark clean
+.PHONY: help setup demo test slow coverage lint benchmark clean
 
 help:
 	@echo "make demo       segment the demo brain and compare with nnU-Net (3 minutes)"
 	@echo "make test       install, lint, type-check and test"
 	@echo "make slow       the longer proofs"
+	@echo "make coverage   the tests once more, with the lines that they run"
 	@echo "make benchmark  measure beside nnU-Net (an hour)"
 
 $(VENV)/.ready: pyproject.toml tests/constraints.txt tests/bindings.txt
@@ -34,10 +36,13 @@ lint: setup
 	$(BIN)/mypy
 
 test: setup lint
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-report=xml --junitxml=.pytest_cache/tests.xml
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --junitxml=.pytest_cache/tests.xml
+
+coverage: setup
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term:skip-covered --cov-report=xml
 
 slow: setup
-	$(BIN)/python -m pytest -m slow --junitxml=.pytest_cache/slow.xml
+	$(BIN)/python -m pytest -m slow -n $(WORKERS) --dist loadfile --junitxml=.pytest_cache/slow.xml
 
 benchmark: setup
 	$(BIN)/python benchmarks/end_to_end.py

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from trtbuild.runtime.nvrtc import kernels_source
 from trtbuild.stitch.launches import KERNELS, Launch
+from trtbuild.stitch.preparation_launches import PREPARATION_KERNELS
 
 HERE = Path(__file__).parent
 FLAGS = ("-std=c++17", "-O1", "-g0", "-fPIC", "-shared", "-ffp-contract=off", "-Wall", "-Wno-parentheses", "-Werror")
@@ -40,8 +41,13 @@ class _Geometry(ctypes.Structure):
 
 def _program(source: str) -> str:
     """The kernels, and behind them one function that launches any of them by its name."""
-    launches = "\n".join(f'    if (!std::strcmp(name, "{k}")) return launch({k}, geometry, arguments), 0;' for k in KERNELS)
-    sizes = "\n".join(f'    if (!std::strcmp(name, "{k}")) return sizes_of({k}, sizes);' for k in KERNELS)
+    launches = "\n".join(
+        f'    if (!std::strcmp(name, "{k}")) return launch({k}, geometry, arguments), 0;'
+        for k in (*KERNELS, *PREPARATION_KERNELS)
+    )
+    sizes = "\n".join(
+        f'    if (!std::strcmp(name, "{k}")) return sizes_of({k}, sizes);' for k in (*KERNELS, *PREPARATION_KERNELS)
+    )
     return f"""#include "host_shim.h"
 {source}
 extern "C" int host_launch(const char *name, const Geometry &geometry, void **arguments) {{
@@ -112,25 +118,26 @@ def host_kernels() -> HostKernels:
 class Memory:
     """Arrays as a device would hold them, each between two guard zones of bytes `FILL`.
 
-    `exact` leaves the guards away and takes each array from malloc, for AddressSanitizer to watch.
+    `blocks` are the bytes and the width of their guards. `exact` leaves the guards away, so that each array is as large
+    as what malloc gave, for AddressSanitizer to watch.
     """
 
     def __init__(self, *, exact: bool = False) -> None:
         self._exact = exact
-        self._blocks: list[tuple[NDArray[np.uint8], int]] = []
+        self.blocks: list[tuple[NDArray[np.uint8], int]] = []
 
     def put(self, array: NDArray[Any]) -> NDArray[Any]:
         """A C-contiguous copy in this memory."""
         guard = 0 if self._exact else GUARD
         block = np.full(array.nbytes + 2 * guard, FILL, dtype=np.uint8)
-        self._blocks.append((block, guard))
+        self.blocks.append((block, guard))
         inside = block[guard : guard + array.nbytes].view(array.dtype).reshape(array.shape)
         inside[...] = array
         return inside
 
     def check(self) -> None:
         """Raises AssertionError where a guard was written to."""
-        for block, guard in self._blocks:
+        for block, guard in self.blocks:
             if guard and not ((block[:guard] == FILL).all() and (block[-guard:] == FILL).all()):
                 raise AssertionError("a kernel wrote beside an array")
 

@@ -24,7 +24,7 @@ import trtbuild
 from trtbuild.bundle import Bundle, open_bundle
 from trtbuild.cli import run
 from trtbuild.config import CalibrationConfig, CompileConfig, GateConfig, TensorRTConfig
-from trtbuild.errors import EngineError, GateFailed, MissingExtra, TrtbuildError
+from trtbuild.errors import EngineError, GateFailed, MissingExtra, OutputError, TrtbuildError
 from trtbuild.graph import load_onnx
 from trtbuild.nvinfer import no_driver
 from trtbuild.steps.compilation.compile import compile_bundle
@@ -218,6 +218,16 @@ def test_the_script_names_the_bundles_own_network(tmp_path: Path) -> None:
     assert f"b.trtb/{network.file}" in script
     assert "polygraphy" in script
     assert (tmp_path / "b.trtb" / network.file).is_file()
+
+
+def test_the_script_replaces_nothing_that_is_not_its_own(tmp_path: Path) -> None:
+    there = tmp_path / "notes.txt"
+    there.write_text("kept")
+    for script in (there, tmp_path / "b.trtb", tmp_path / "no" / "x.sh", subject("demo").bundle / "bundle.json"):
+        with pytest.raises(OutputError):
+            compiled(tmp_path / "b.trtb", "fp16", emit_script=script)
+    assert there.read_text() == "kept"
+    assert not (tmp_path / "b.trtb").exists()
 
 
 def test_a_rest_in_bf16_and_in_fp32(tmp_path: Path) -> None:

@@ -88,8 +88,15 @@ def assert_equal(who: Subject, kind: str, backend: str, folder: Path, *, mirrori
     np.testing.assert_allclose(mine, theirs, atol=limit.probability, rtol=0)
 
 
-@pytest.mark.parametrize("backend", LIMITS)
-@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name in NAMES for kind in cases_of(name)])
+CASES = [
+    pytest.param(name, kind, backend, marks=[pytest.mark.slow] if (name, backend) == ("demo", "onnxruntime") else [])
+    for backend in LIMITS
+    for name in NAMES
+    for kind in cases_of(name)
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "backend"), CASES)
 def test_segmentation_and_probabilities_equal_nnunets(name: str, kind: str, backend: str, tmp_path: Path) -> None:
     who = subject(name)
     if kind not in who.model.cases:

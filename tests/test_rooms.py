@@ -24,7 +24,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "engine": ({"runtime"}, set()),
     "stitch": (set(), set()),
     "volume": (set(), {"scipy", "SimpleITK", "nibabel", "imageio", "tifffile", "PIL", "pydicom", "highdicom"}),
-    "runtime": ({"stitch", "volume"}, {"openvino", "onnxruntime", "pycuda"}),
+    "runtime": ({"stitch", "volume"}, {"openvino", "onnxruntime", "pycuda", "cuda"}),
     "accuracy": (set(), {"scipy", "surface_distance"}),
     "bundle": (set(), {"pydantic"}),
     "steps": (
@@ -64,6 +64,7 @@ DOORS = {
     "numba": {"compiled.py"},
     "llvmlite": {"compiled.py"},
     "pycuda": {"runtime/device.py"},
+    "cuda": {"runtime/nvrtc.py"},
     "rich": {"show.py", "show_evaluation.py", "show_layers.py", "show_precision.py"},
     "jinja2": {"show_layers.py"},
     "surface_distance": {"accuracy/surface.py"},

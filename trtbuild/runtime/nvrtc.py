@@ -13,10 +13,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from trtbuild.cachefolder import Damaged, cache_folder, read_kept, write_kept
+from trtbuild.cachefolder import Damaged, bound, cache_folder, read_kept, write_kept
 from trtbuild.errors import EngineError, MissingExtra, OutputError
 
+SOURCES = ("kernels.cu", "preparation.cu")
 PART, ENDING = "kernels", ".cubin"
+LIMIT = 64 << 20
+"""Bytes that the folder may hold; the kernels for one GPU have 0.4 MB."""
 OPTIONS = (
     "--std=c++17",
     "--fmad=false",  # a product and a sum are rounded each, as on a CPU
@@ -25,8 +28,9 @@ NEWER = "pip install --upgrade 'trtbuild[gpu]', or use a GPU that the installed 
 
 
 def kernels_source() -> str:
-    """kernels.cu."""
-    return resources.files("trtbuild.stitch").joinpath("kernels.cu").read_text(encoding="utf-8")
+    """All kernels: one source, in which an error's line is that of its file."""
+    folder = resources.files("trtbuild.stitch")
+    return "".join(f'#line 1 "{name}"\n{folder.joinpath(name).read_text(encoding="utf-8")}' for name in SOURCES)
 
 
 def kernels_cubin(capability: str) -> bytes:
@@ -86,13 +90,16 @@ def _kept(path: Path) -> bytes | None:
     except FileNotFoundError:
         return None
     except Damaged as error:
-        warnings.warn(f"Kept kernels are damaged and compiled again: {error} ({path})", RuntimeWarning, stacklevel=3)
+        warnings.warn(
+            f"Kept kernels cannot be used and are compiled again: {error} ({path})", RuntimeWarning, stacklevel=3
+        )
         return None
 
 
 def _keep(path: Path, cubin: bytes, architecture: str) -> None:
     try:
         write_kept(path, {"architecture": architecture}, cubin)
+        bound(path.parent, (ENDING,), newest=path, limit=LIMIT)
     except OutputError as error:
         warnings.warn(f"Compiled kernels are not kept: {error}", RuntimeWarning, stacklevel=3)
 
@@ -107,11 +114,11 @@ def _compiled(nvrtc: Any, source: str, architecture: str) -> bytes:
             raise EngineError(
                 "The kernels cannot be compiled.", got=f"{result.name}\n{_log(nvrtc, program)}", where=architecture
             )
-        cubin = bytes(_value(nvrtc, nvrtc.nvrtcGetCUBINSize(program), architecture))
+        cubin = bytearray(_value(nvrtc, nvrtc.nvrtcGetCUBINSize(program), architecture))
         _value(nvrtc, nvrtc.nvrtcGetCUBIN(program, cubin), architecture)
     finally:
         nvrtc.nvrtcDestroyProgram(program)
-    return cubin
+    return bytes(cubin)
 
 
 def _check_known(nvrtc: Any, architecture: str) -> None:
@@ -127,7 +134,7 @@ def _check_known(nvrtc: Any, architecture: str) -> None:
 
 
 def _log(nvrtc: Any, program: Any) -> str:
-    log = b" " * _value(nvrtc, nvrtc.nvrtcGetProgramLogSize(program), "log")
+    log = bytearray(_value(nvrtc, nvrtc.nvrtcGetProgramLogSize(program), "log"))
     _value(nvrtc, nvrtc.nvrtcGetProgramLog(program, log), "log")
     return log.rstrip(b"\0").decode(errors="replace").strip()
 

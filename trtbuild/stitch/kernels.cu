@@ -2,8 +2,8 @@
 // it; the tests compile this file for the host, too, and hold it to that function bit for bit.
 //
 // Rules of this file:
-// - Arrays lie in C order unless strides (in elements) are given. A name's suffix gives the types: `blend_f16_f32` reads
-//   half logits and adds them into a float accumulator.
+// - Arrays lie in C order unless strides (in elements) are given. A name's suffix gives the types: `blend_f16_f32`
+//   reads half logits and adds them into a float accumulator.
 // - Every kernel walks its voxels in strides of the whole grid, so that its result does not depend on the launch. Along
 //   threadIdx.x lie neighbours in memory. No shared memory, no thread waits for another, no float is added atomically.
 // - A product and a sum are two roundings, as in the functions that define them: compile with --fmad=false.
@@ -124,7 +124,7 @@ __device__ void blend(const Logit *logits, Sum *total, const float *wz, const fl
 template <typename Word>
 __device__ void shift(Word *total, int heads, int depth, i64 plane, int slices) {
     const int keep = slices < depth ? depth - slices : 0;
-    EACH(head, z, heads) {
+    EACH(head, z, heads) EACH(once, y, 1) {
         EACH(voxel, x, plane) {
             Word *column = total + (i64)head * depth * plane + voxel;
             for (int z = 0; z < keep; ++z) column[z * plane] = column[(z + slices) * plane];
@@ -169,7 +169,7 @@ __device__ inline float interpolated(const Logit *head, const Corner &at) {
 // equals; with `regions` every head above 0 writes its value, later ones over earlier ones, and 0 is background.
 // `logits` points at slice `origin_z`, row 0, column 0 of the network's grid. The taps are those of the new voxels that
 // are written, `out` points at the first of them: any part of the image, in any order of axes.
-// One thread per new voxel; reads eight logits per head, of which seven are its neighbours' too (cache), writes one label.
+// One thread per new voxel; reads eight logits per head, which are its neighbours', too (cache), and writes one label.
 template <typename Logit, typename Label>
 __device__ void labels(const Logit *logits, Label *out, const u16 *values, const Tap *z_taps, const Tap *y_taps,
                        const Tap *x_taps, int heads, int regions, int origin_z, i64 stride_head, i64 stride_z,
@@ -214,22 +214,22 @@ __device__ void probabilities(const Logit *logits, Out *out, const Tap *z_taps, 
     }
 }
 
-#define GATHER(name, Out)                                                                                              \
-    extern "C" __global__ void name(const float *image, Out *out, const int *tiles, int batch, int channels, int depth, \
-                                    int height, int width, int offset_z, int offset_y, int offset_x, int pz, int py,   \
-                                    int px) {                                                                          \
-        gather(image, out, tiles, batch, channels, depth, height, width, offset_z, offset_y, offset_x, pz, py, px);    \
+#define GATHER(name, Out)                                                                                             \
+    extern "C" __global__ void name(const float *image, Out *out, const int *tiles, int batch, int channels,         \
+                                    int depth, int height, int width, int offset_z, int offset_y, int offset_x,      \
+                                    int pz, int py, int px) {                                                        \
+        gather(image, out, tiles, batch, channels, depth, height, width, offset_z, offset_y, offset_x, pz, py, px);  \
     }
 GATHER(gather_f32, float)
 GATHER(gather_f16, Half)
 
-#define BLEND(name, Logit, Sum)                                                                                        \
-    extern "C" __global__ void name(const Logit *logits, Sum *total, const float *wz, const float *wy, const float *wx, \
-                                    const int *tiles, int *status, int first_tile, int batch, int heads, int depth,    \
-                                    int height, int width, int start_z, int start_y, int start_x, int pz, int py,      \
-                                    int px) {                                                                          \
-        blend(logits, total, wz, wy, wx, tiles, status, first_tile, batch, heads, depth, height, width, start_z,       \
-              start_y, start_x, pz, py, px);                                                                           \
+#define BLEND(name, Logit, Sum)                                                                                       \
+    extern "C" __global__ void name(const Logit *logits, Sum *total, const float *wz, const float *wy,               \
+                                    const float *wx, const int *tiles, int *status, int first_tile, int batch,       \
+                                    int heads, int depth, int height, int width, int start_z, int start_y,           \
+                                    int start_x, int pz, int py, int px) {                                           \
+        blend(logits, total, wz, wy, wx, tiles, status, first_tile, batch, heads, depth, height, width, start_z,     \
+              start_y, start_x, pz, py, px);                                                                         \
     }
 BLEND(blend_f32_f32, float, float)
 BLEND(blend_f16_f32, Half, float)

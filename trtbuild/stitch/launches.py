@@ -114,8 +114,8 @@ def gather(
         patch: (pz, py, px), pz 1 for a 2-D patch.
     """
     numbers = (batch, channels, *shape, *offset, *patch)
-    grid = _blocks((patch[2], patch[0] * patch[1], batch * channels), ROW_BLOCK)
-    return _launch(f"gather_{kind}", grid, ROW_BLOCK, _addresses(image, out, tiles), _ints(*numbers))
+    grid = blocks((patch[2], patch[0] * patch[1], batch * channels), ROW_BLOCK)
+    return _launch(f"gather_{kind}", grid, ROW_BLOCK, addresses(image, out, tiles), ints(*numbers))
 
 
 def blend(
@@ -154,18 +154,18 @@ def blend(
     """
     if not all(s >= 0 and s + p <= n for s, p, n in zip(start, patch, shape, strict=True)):
         raise ValueError(f"windows of {patch} at {start} leave the accumulator {shape}")
-    grid = _blocks((patch[2], patch[0] * patch[1], heads), ROW_BLOCK)
-    addresses = _addresses(logits, total, *weights, tiles, status)
-    numbers = _ints(first_tile, batch, heads, *shape, *start, *patch)
-    return _launch(f"blend_{kinds[0]}_{kinds[1]}", grid, ROW_BLOCK, addresses, numbers)
+    grid = blocks((patch[2], patch[0] * patch[1], heads), ROW_BLOCK)
+    places = addresses(logits, total, *weights, tiles, status)
+    numbers = ints(first_tile, batch, heads, *shape, *start, *patch)
+    return _launch(f"blend_{kinds[0]}_{kinds[1]}", grid, ROW_BLOCK, places, numbers)
 
 
 def shift(total: int, *, kind: Float, heads: int, shape: Three, slices: int) -> Launch:
     """Drops the first `slices` slices of the accumulator `total` (heads, *shape) in place; zeros follow the rest."""
     plane = shape[1] * shape[2]
-    grid = _blocks((plane, 1, heads), PLANE_BLOCK)
-    numbers = (*_ints(heads, shape[0]), np.int64(plane), *_ints(slices))
-    return _launch(f"shift_{kind}", grid, PLANE_BLOCK, _addresses(total), numbers)
+    grid = blocks((plane, 1, heads), PLANE_BLOCK)
+    numbers = (*ints(heads, shape[0]), np.int64(plane), *ints(slices))
+    return _launch(f"shift_{kind}", grid, PLANE_BLOCK, addresses(total), numbers)
 
 
 def labels(
@@ -182,45 +182,47 @@ def labels(
         strides: from one new voxel to the next along z, y, x (the network's axes), in elements of `out`.
         regions: the decision rule; else the largest logit decides.
     """
-    addresses = _addresses(logits.address, out, values, taps.z, taps.y, taps.x)
-    return _on_new_voxels(f"labels_{logits.kind}_{kind}", logits, taps, addresses, strides, regions)
+    places = addresses(logits.address, out, values, taps.z, taps.y, taps.x)
+    return _on_new_voxels(f"labels_{logits.kind}_{kind}", logits, taps, places, strides, regions)
 
 
 def probabilities(
     logits: Logits, taps: TapAddresses, out: int, *, kind: Float, strides: tuple[int, int, int, int], regions: bool
 ) -> Launch:
     """Softmax (for regions sigmoid) of every head at the new voxels; `strides` from one head, z, y, x to the next."""
-    addresses = _addresses(logits.address, out, taps.z, taps.y, taps.x)
-    return _on_new_voxels(f"probabilities_{logits.kind}_{kind}", logits, taps, addresses, strides, regions)
+    places = addresses(logits.address, out, taps.z, taps.y, taps.x)
+    return _on_new_voxels(f"probabilities_{logits.kind}_{kind}", logits, taps, places, strides, regions)
 
 
 def _on_new_voxels(
     name: str,
     logits: Logits,
     taps: TapAddresses,
-    addresses: tuple[np.generic, ...],
+    places: tuple[np.generic, ...],
     strides: tuple[int, ...],
     regions: bool,
 ) -> Launch:
     numbers = (
-        *_ints(logits.heads, int(regions), logits.origin_z),
+        *ints(logits.heads, int(regions), logits.origin_z),
         *map(np.int64, logits.strides),
-        *_ints(*taps.shape),
+        *ints(*taps.shape),
         *map(np.int64, strides),
     )
     z, y, x = taps.shape
-    return _launch(name, _blocks((x, y, z), ROW_BLOCK), ROW_BLOCK, addresses, numbers)
+    return _launch(name, blocks((x, y, z), ROW_BLOCK), ROW_BLOCK, places, numbers)
 
 
-def _addresses(*numbers: int) -> tuple[np.generic, ...]:
+def addresses(*numbers: int) -> tuple[np.generic, ...]:
+    """Addresses as arguments of a kernel."""
     return tuple(map(np.uint64, numbers))
 
 
-def _ints(*numbers: int) -> tuple[np.generic, ...]:
-    return tuple(map(np.int32, numbers))  # raises OverflowError where a number does not fit
+def ints(*numbers: int) -> tuple[np.generic, ...]:
+    """Numbers as `int` arguments of a kernel; OverflowError where one does not fit."""
+    return tuple(map(np.int32, numbers))
 
 
-def _blocks(counts: Three, block: Three) -> Three:
+def blocks(counts: Three, block: Three) -> Three:
     """Blocks that hold `counts` (x, y, z) threads, as far as CUDA launches so many.
 
     Raises:
@@ -233,6 +235,6 @@ def _blocks(counts: Three, block: Three) -> Three:
 
 
 def _launch(
-    name: str, grid: Three, block: Three, addresses: tuple[np.generic, ...], numbers: tuple[np.generic, ...]
+    name: str, grid: Three, block: Three, places: tuple[np.generic, ...], numbers: tuple[np.generic, ...]
 ) -> Launch:
-    return Launch(kernel=name, grid=grid, block=block, arguments=(*addresses, *numbers))
+    return Launch(kernel=name, grid=grid, block=block, arguments=(*places, *numbers))

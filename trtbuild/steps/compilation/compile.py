@@ -12,6 +12,7 @@ from trtbuild.atomic import scratch_folder, write_whole
 from trtbuild.bundle import Bundle, write_bundle
 from trtbuild.bundle.writer import check_target
 from trtbuild.config import CompileConfig
+from trtbuild.engine.tensorrt.script import check_script
 from trtbuild.errors import GateFailed
 from trtbuild.spec import Precision
 from trtbuild.steps.compilation.backends import Backends, chosen_backends
@@ -54,6 +55,8 @@ def compile_bundle(
             what to do.
     """
     check_target(config.output, overwrite=config.overwrite)
+    if config.emit_script is not None:
+        check_script(config.emit_script, taken=_taken(config), overwrite=config.overwrite)
     backends = chosen_backends(config, report)
     networks = _networks(config, report)
     with scratch_folder() as scratch:
@@ -108,6 +111,14 @@ def _typed(
 
         return uncalibrated_networks(config, networks, models, report)
     return ()
+
+
+def _taken(config: CompileConfig) -> list[Path]:
+    """What the command reads and writes."""
+    data = config.calibration
+    paths = [config.output, config.model, config.previous_stage, config.postprocessing]
+    paths += [] if data is None else [data.data, data.images, data.labels, data.previous, data.scales]
+    return [path for path in paths if path is not None]
 
 
 def _in_fp32(config: CompileConfig) -> CompileConfig:
