@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import builtins
 import ctypes
+import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,16 +40,23 @@ class LaunchError(Error):
     pass
 
 
+class Span(NamedTuple):
+    """Bytes of device memory."""
+
+    address: int
+    nbytes: int
+
+
 class HostKernel(Protocol):
     """A kernel for the host: its memory is the host's."""
 
-    def touched(self, grid: Any, block: Any, arguments: Sequence[Any]) -> Sequence[tuple[int, int]]:
-        """(first address, bytes) of all that a launch reads and writes."""
+    def spans(self, arguments: Sequence[Any]) -> Sequence[Span]:
+        """All that a launch reads and writes; called when it runs."""
+
+    def addresses(self, arguments: Sequence[Any]) -> set[int]:
+        """What must stay as it is until it has run."""
 
     def run(self, grid: Any, block: Any, arguments: Sequence[Any]) -> None: ...
-
-
-Kernels = Mapping[str, HostKernel]
 
 
 class Cuda(ModuleType):
@@ -69,8 +77,10 @@ class Cuda(ModuleType):
         self.fail_next: Exception | None = None
         self.lock = threading.RLock()
         self.modules = 0
-        self.kernels: Kernels = {}
-        self.allocations_left: int | None = None
+        self.kernels: Mapping[str, HostKernel] = {}
+        self.allocations_left: int | None = None  # those that find memory; the next one does not
+        self.recovers = False  # and whether those after it do again
+        self.peak = 0
         self.Device = type("Device", (_Device,), {"cuda": self})
         self.Context = type("Context", (_Context,), {"cuda": self})
         self.Stream = type("Stream", (_Stream,), {"cuda": self})
@@ -178,6 +188,8 @@ class Cuda(ModuleType):
         if self.allocations_left is not None:
             self.allocations_left -= 1
             if self.allocations_left < 0:
+                if self.recovers:
+                    self.allocations_left = None
                 raise MemoryError(f"{what} failed: out of memory")
 
     def _check_copy(self, array: NDArray[Any], kind: str, address: int) -> None:
@@ -224,6 +236,7 @@ class DeviceAllocation:
         self.content = np.full(size, NAN, dtype=np.uint8)
         self._address, self._freed = self.content.ctypes.data, False
         cuda.live[self._address] = self
+        cuda.peak = max(cuda.peak, sum(each.size for each in cuda.live.values()))
 
     def __int__(self) -> int:
         return self._address
@@ -300,26 +313,29 @@ class _Function:
     def __init__(self, module: _Module, name: str) -> None:
         self.module, self.name = module, name
 
-    def __call__(self, *arguments: Any, grid: Any, block: Any, stream: Any = None, shared: int = 0) -> None:
+    def prepare(self, arg_types: str) -> _Function:
+        self.types = arg_types
+        return self
+
+    def prepared_async_call(self, grid: Any, block: Any, stream: Any, *given: Any) -> None:
         cuda = self.module.cuda
         cuda.need_context("cuLaunchKernel")
-        if not all(isinstance(each, np.number) for each in arguments):
-            raise TypeError("a kernel's argument is no NumPy number")
+        packed = struct.pack(self.types, *given)  # as the driver gets them
+        arguments = [np.dtype(t).type(v) for t, v in zip(self.types, struct.unpack(self.types, packed), strict=True)]
         threads = int(np.prod(block))
         limits = zip((*grid, *block), (2**31 - 1, 65535, 65535, 1024, 1024, 64), strict=True)
         if threads > 1024 or any(not 1 <= count <= most for count, most in limits):
             raise LogicError("cuLaunchKernel failed: invalid argument")
         kernel = cuda.kernels[self.name]
-        spans = kernel.touched(grid, block, arguments)
-        for address, nbytes in spans:
-            cuda.at(address, nbytes)  # also now, while whoever launches it can be named
+        for address in kernel.addresses(arguments):
+            cuda.at(address, 1)  # while whoever launches it can be named
 
         def work() -> None:
-            for address, nbytes in spans:
-                cuda.at(address, nbytes)
+            for span in kernel.spans(arguments):
+                cuda.at(*span)
             kernel.run(grid, block, arguments)
 
-        cuda._queue(stream).add(work, {address for address, _ in spans}, None)
+        cuda._queue(stream).add(work, kernel.addresses(arguments), None)
 
 
 class _Device:

@@ -8,69 +8,31 @@ slab; fewer tiles go into one call; the accumulator is float16, only where the u
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
-
-import numpy as np
 
 from trtbuild.errors import OutOfMemory
-from trtbuild.runtime.device_tables import Group, groups_of_rows, table_bytes
+from trtbuild.runtime.device_sizes import DeviceCase, Labels, buffer_bytes, label_plane, probability_plane
+from trtbuild.runtime.device_tables import Group, groups_of_rows
 from trtbuild.runtime.slabs import Accumulator, Row, accumulator_depth, rows_of_plan
-from trtbuild.runtime.tiles import TilePlan, patch3
-from trtbuild.spec import ModelSpec
-from trtbuild.stitch.launches import Float
-from trtbuild.volume import CaseGrid
-from trtbuild.volume.back import WayBack, first_needed, label_type, ready_slices
+from trtbuild.volume.back import first_needed, ready_slices
 
-BYTES: Mapping[Float, int] = {"f32": 4, "f16": 2}
-KINDS: Mapping[Accumulator, Float] = {"float32": "f32", "float16": "f16"}
 GRAIN = 2 << 20
-"""Bytes in which a GPU gives memory (cuMemGetAllocationGranularity: 2 MiB on every GPU since Pascal)."""
+"""Bytes of the pieces in which CUDA takes a device's memory. Small allocations may share one: this counts the most."""
 SLAB_BYTES = 32 << 20
 """Of labels or probabilities that leave the device at once: 1 ms of copying, of which a launch is nothing."""
+CALLS = 8
+"""Of the network between two looks at the status word, at least: each costs a wait, and a short call before it."""
 MEGABYTE = 1e6
-
-Labels = Literal["whole", "slabs", "none"]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class DeviceCase:
-    """What a case is to the device.
-
-    `shape` of the prepared case (C, Z, Y, X), `tiles` its windows and flips, `grid` and `way` the way back, `kinds`
-    the types of the network's input and output, `smallest` and `largest` the tiles that every fold's engine takes.
-    """
-
-    spec: ModelSpec
-    shape: tuple[int, ...]
-    tiles: TilePlan
-    grid: CaseGrid
-    way: WayBack
-    folds: int
-    probabilities: bool
-    kinds: tuple[Float, Float]
-    smallest: int
-    largest: int
-
-    @property
-    def patch(self) -> tuple[int, int, int]:
-        """(pz, py, px)."""
-        return patch3(self.spec)
-
-    @property
-    def flips(self) -> int:
-        """Tiles of one window."""
-        return len(self.tiles.flips)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DevicePlan:
     """How a case runs: tiles per call, what the sum is held in, and how the labels leave.
 
-    `labels` "whole" lets them stay on the device until all are there, "slabs" does not, and "none" is for a way back
-    that is not linear: logits leave, and the host goes on. `label_slices` and `probability_slices` are output slices
-    per launch. `buffers` are the bytes of all device memory by what it is for.
+    `labels` "whole" lets them stay on the device until all are there, "slabs" does not, and "none" is for logits that
+    leave, because they are wanted or the way back is not linear. `label_slices` and `probability_slices` are output
+    slices per launch. `buffers` are the bytes of all device memory by what it is for.
     """
 
     batch: int
@@ -100,22 +62,22 @@ class DevicePlan:
         )
 
 
-def device_plans(case: DeviceCase, accumulators: Sequence[Accumulator]) -> tuple[DevicePlan, ...]:
+def device_plans(case: DeviceCase, accumulators: Sequence[Accumulator]) -> Iterator[DevicePlan]:
     """All plans, from the best to the smallest; each takes less memory than the one before.
 
     Args:
         case: what runs.
         accumulators: types that are allowed, the best one first.
     """
-    plans: list[DevicePlan] = []
-    for plan in _plans(case, accumulators):
-        if not plans or plan.nbytes < plans[-1].nbytes:
-            plans.append(plan)
-    return tuple(plans)
+    least = math.inf
+    for plan in candidate_plans(case, accumulators):
+        if plan.nbytes < least:
+            least = plan.nbytes
+            yield plan
 
 
-def fitting_plan(plans: Sequence[DevicePlan], free: int, engines: int) -> DevicePlan:
-    """The best plan that fits.
+def fitting_plan(plans: Iterator[DevicePlan], free: int, engines: int) -> DevicePlan:
+    """The best plan that fits; those that are left in `plans` are smaller.
 
     Args:
         plans: of `device_plans`.
@@ -128,31 +90,26 @@ def fitting_plan(plans: Sequence[DevicePlan], free: int, engines: int) -> Device
     for plan in plans:
         if plan.nbytes + engines <= free:
             return plan
-    least = plans[-1]
-    largest = max(least.buffers, key=lambda name: least.buffers[name])
+    largest = max(plan.buffers, key=lambda name: plan.buffers[name])
     raise OutOfMemory(
         "The case does not fit into the GPU's memory.",
-        expected=f"{(least.nbytes + engines) / MEGABYTE:.0f} MB free, for the smallest plan ({least}; the engines' "
-        f"activations take {engines / MEGABYTE:.0f} MB, the {largest} {least.buffers[largest] / MEGABYTE:.0f} MB)",
+        expected=f"{(plan.nbytes + engines) / MEGABYTE:.0f} MB free, for the smallest plan ({plan}; the engines' "
+        f"activations take {engines / MEGABYTE:.0f} MB, the {largest} {plan.buffers[largest] / MEGABYTE:.0f} MB)",
         got=f"{free / MEGABYTE:.0f} MB",
-        hint=_levers(plans),
+        hint=_levers(plan),
     )
 
 
-def smaller_plan(plans: Sequence[DevicePlan], failed: DevicePlan) -> DevicePlan | None:
-    """The next plan that takes less than one that found no memory."""
-    return next((plan for plan in plans if plan.nbytes < failed.nbytes), None)
-
-
-def _levers(plans: Sequence[DevicePlan]) -> str:
+def _levers(least: DevicePlan) -> str:
     levers = ["close other programs that use the GPU", "compile with a smaller --max-batch", "use a CPU engine"]
-    if all(plan.accumulator == "float32" for plan in plans):
+    if least.accumulator == "float32":
         levers.insert(1, "allow a float16 accumulator by naming the limit yourself with --max-memory")
     return ", or ".join(levers)
 
 
-def _plans(case: DeviceCase, accumulators: Sequence[Accumulator]) -> Iterator[DevicePlan]:
-    ways: tuple[Labels, ...] = ("whole", "slabs") if case.way.streams else ("none",)
+def candidate_plans(case: DeviceCase, accumulators: Sequence[Accumulator]) -> Iterator[DevicePlan]:
+    """Every combination, in the order in which they are tried."""
+    ways: tuple[Labels, ...] = ("none",) if case.ends_on_host else ("whole", "slabs")
     for accumulator in accumulators:
         for batch in _batches(case):
             for labels in ways:
@@ -169,16 +126,20 @@ def _batches(case: DeviceCase) -> Iterator[int]:
 
 
 def _plan(case: DeviceCase, batch: int, accumulator: Accumulator, labels: Labels) -> DevicePlan:
-    rows = joined_rows(
-        rows_of_plan(case.tiles, case.patch[0], lambda final: first_needed(case.way, ready_slices(case.way, final))),
-        batch,
-    )
+    rows = joined_rows(rows_of_plan(case.tiles, case.patch[0], _needed_from(case)), CALLS * batch)
     groups = groups_of_rows(rows, case.flips, case.smallest, batch)
-    slices = (_slices(case, _label_plane(case)), _slices(case, _probability_plane(case)))
+    slices = (_slices(case, label_plane(case)), _slices(case, probability_plane(case)))
     return DevicePlan(
         batch=batch, accumulator=accumulator, labels=labels, rows=rows, groups=groups, label_slices=slices[0],
-        probability_slices=slices[1], buffers=_buffers(case, groups, rows, accumulator, labels, slices),
+        probability_slices=slices[1], buffers=buffer_bytes(case, groups, rows, accumulator, labels, slices),
     )  # fmt: skip
+
+
+def _needed_from(case: DeviceCase) -> Callable[[int], int]:
+    """See `rows_of_plan`; logits that are the host's leave as soon as they are final."""
+    if case.ends_on_host:
+        return lambda final: final
+    return lambda final: first_needed(case.way, ready_slices(case.way, final))
 
 
 def joined_rows(rows: Sequence[Row], tiles: int) -> tuple[Row, ...]:
@@ -196,47 +157,6 @@ def joined_rows(rows: Sequence[Row], tiles: int) -> tuple[Row, ...]:
         else:
             result.append(row)
     return tuple(result)
-
-
-def _buffers(
-    case: DeviceCase,
-    groups: Sequence[Sequence[Group]],
-    rows: Sequence[Row],
-    accumulator: Accumulator,
-    labels: Labels,
-    slices: tuple[int, int],
-) -> Mapping[str, int]:
-    spec, voxels = case.spec, math.prod(case.patch)
-    calls = [group for row in groups for group in row]
-    batch = max(group.batch for group in calls)
-    plane = math.prod(case.tiles.grid.shape[1:])
-    sizes = {
-        "image": BYTES["f32"] * math.prod(case.shape),
-        "tables": table_bytes(case.tiles, calls, case.patch, case.way),
-        "patches": BYTES[case.kinds[0]] * batch * case.shape[0] * voxels,
-        "logits": BYTES[case.kinds[1]] * batch * spec.labels.heads * voxels,
-        "accumulator": BYTES[KINDS[accumulator]] * spec.labels.heads * accumulator_depth(rows) * plane,
-    }
-    if labels == "whole":
-        sizes["labels"] = math.prod(case.grid.shape) * label_bytes(spec)
-    elif labels == "slabs":
-        sizes["labels"] = slices[0] * _label_plane(case)
-    if case.probabilities and labels != "none":
-        sizes["probabilities"] = slices[1] * _probability_plane(case)
-    return sizes
-
-
-def label_bytes(spec: ModelSpec) -> int:
-    """Of one voxel's label."""
-    return np.dtype(label_type(spec.labels)).itemsize
-
-
-def _label_plane(case: DeviceCase) -> int:
-    return label_bytes(case.spec) * math.prod(case.grid.cropped[1:])
-
-
-def _probability_plane(case: DeviceCase) -> int:
-    return BYTES["f32"] * case.spec.labels.heads * math.prod(case.grid.cropped[1:])
 
 
 def _slices(case: DeviceCase, plane: int) -> int:

@@ -1,0 +1,73 @@
+"""A case on the device: its memory, with the image and the tables in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from trtbuild.errors import NonFinite
+from trtbuild.runtime.device import Buffer
+from trtbuild.runtime.device_gpu import DeviceEngine, Gpu
+from trtbuild.runtime.device_plan import DevicePlan
+from trtbuild.runtime.device_sizes import DeviceCase
+from trtbuild.runtime.device_tables import Tables, tables_of_case
+from trtbuild.runtime.slabs import _weights
+from trtbuild.volume import Prepared
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """A case on the device: its memory by the names of `DevicePlan.buffers`, and its tables."""
+
+    gpu: Gpu
+    case: DeviceCase
+    plan: DevicePlan
+    memory: Mapping[str, Buffer]
+    tables: Tables
+
+    def table(self, offset: int) -> int:
+        """The address of something in the tables."""
+        return self.memory["tables"].address + offset
+
+    @property
+    def plane(self) -> int:
+        """Voxels of one slice of the accumulator."""
+        return math.prod(self.case.tiles.grid.shape[1:])
+
+
+@contextmanager
+def allocated(
+    prepared: Prepared, case: DeviceCase, plan: DevicePlan, engines: Sequence[DeviceEngine], gpu: Gpu
+) -> Iterator[Run]:
+    """The case's memory, with the image and the tables in it and an accumulator of zeros.
+
+    Whatever happens in the block: nothing is under way after it, and the memory is given back.
+
+    Raises:
+        NonFinite: the case holds NaN or infinity.
+        OutOfMemory: there is no memory.
+    """
+    _check_finite(prepared, case)
+    weights = _weights(case.tiles, case.spec, len(engines) * case.flips)
+    tables = tables_of_case(case.tiles, [group for row in plan.groups for group in row], weights, case.way)
+    with ExitStack() as stack:
+        memory: dict[str, Buffer] = {}
+        for name, nbytes in plan.buffers.items():
+            memory[name] = gpu.device.buffer(nbytes)
+            stack.callback(memory[name].close)
+        stack.callback(gpu.stream.synchronize)  # the first that happens at the end: nothing is freed under work
+        gpu.upload(memory["tables"], tables.content)
+        gpu.upload(memory["image"], np.ascontiguousarray(prepared.data))
+        gpu.stream.zero(memory["accumulator"], memory["accumulator"].nbytes)
+        yield Run(gpu=gpu, case=case, plan=plan, memory=memory, tables=tables)
+
+
+def _check_finite(prepared: Prepared, case: DeviceCase) -> None:
+    """A network may swallow NaN (ReLU), so that the accumulator would not show it; see `runner.check_batch`."""
+    if not all(np.isfinite(plane).all() for channel in prepared.data for plane in channel):
+        raise NonFinite("The prepared case holds NaN or infinity.", expected="finite values",
+                        where=f"configuration {case.spec.configuration}")  # fmt: skip
