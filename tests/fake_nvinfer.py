@@ -2,7 +2,8 @@
 
 Names, signatures and types are the bindings' own. What TensorRT answers is scripted here: it refuses what TensorRT
 refuses, with None or False and a line in the logger, and queues its work on the fake GPU (tests/fake_cuda.py), where it
-reads and writes device memory by address when somebody waits for the stream.
+reads and writes device memory by address when somebody waits for the stream. Objects that are destroyed before what
+stands on them, outside a CUDA context or with work under way are faults of the GPU, and so is a logger that is freed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from dataclasses import replace
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,8 @@ VERSIONS = {"tensorrt": "10.16.1.11", "tensorrt-rtx": "rtx"}
 """Whose bindings stand for a backend."""
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 MAGIC = b"fake plan "
+BUDGET, WEIGHTS, SCRATCH = 3 << 20, 5 << 20, 512
+"""Bytes: of weights on the GPU that TensorRT chooses, of all of them, and what streaming takes per context."""
 
 
 def plan_of(dimensions: int = 3, batches: tuple[int, int, int] = (1, 2, 2), **changes: Any) -> bytes:
@@ -61,6 +66,28 @@ def device_record(
     return replace(record, **changes)
 
 
+@dataclass(eq=False, kw_only=True)
+class Life:
+    """An object that TensorRT made, as long as Python holds it. It keeps its logger, and stands on what is `below`."""
+
+    kind: str
+    below: tuple[Life, ...]
+    logger: Any
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Calls(list[Call]):
+    """Calls of a twin that keep no object of TensorRT's alive: the name of its class stands for it."""
+
+    def __init__(self, base: type) -> None:
+        super().__init__()
+        self.base = base
+
+    def append(self, call: Call) -> None:
+        plain = {n: type(v).__name__ if isinstance(v, self.base) else v for n, v in call.arguments.items()}
+        super().append(Call(call.name, plain, None))
+
+
 class FakeTensorRT:
     """A twin and the GPU that it computes on. What a test wants to go wrong is set in the fields before it does."""
 
@@ -71,9 +98,14 @@ class FakeTensorRT:
         """Calls of execute_async_v3 that go well."""
         self.validity, self.cache_fits, self.compiled = (0, 0), True, b"kernels"
         self.taken_caches: list[bytes] = []
-        self._facts: dict[int, Any] = {}
+        self.seen: list[NDArray[np.float32]] = []
+        """What the network was given."""
+        self.when_a_context_is_made: Callable[[], None] = lambda: None
+        self.alive: list[Life] = []
+        self.first_logger: Callable[[], Any] | None = None
         names = [name for name in dir(self) if name.startswith("do_")]
         self.twin = Twin(facts_of(version), {}, "tensorrt_rtx" if version == "rtx" else "tensorrt")
+        self.twin.calls = Calls(self.twin.base)
         for name in names:
             cls, _, member = name[3:].partition("__")
             if self._has(cls, member):
@@ -86,7 +118,8 @@ class FakeTensorRT:
     # --- Runtime
 
     def do_Runtime(self, call: Call) -> Any:
-        self._facts[id(call.on)] = call.arguments["logger"]
+        self.first_logger = self.first_logger or weakref.ref(call.arguments["logger"])
+        self._born(call.on, Life(kind="Runtime", below=(), logger=call.arguments["logger"]))
 
     def do_Runtime__get_engine_validity(self, call: Call) -> Any:
         return self.twin.EngineValidity(self.validity[0]), self.validity[1]
@@ -94,10 +127,10 @@ class FakeTensorRT:
     def do_Runtime__deserialize_cuda_engine(self, call: Call) -> Any:
         self._needs_context("deserialize_cuda_engine")
         content = bytes(call.arguments["serialized_engine"])
-        self.logger = self._facts[id(call.on)]
         if not content.startswith(MAGIC) or self.no_memory:
-            return self._refuse("OutOfMemory (Requested size was 8 bytes.)" if self.no_memory else "magicTag != 'ptrt'")
-        return self._new("ICudaEngine", json.loads(content[len(MAGIC) :]))
+            reason = "OutOfMemory (Requested size was 8 bytes.)" if self.no_memory else "magicTag != 'ptrt'"
+            return self._refuse(call, reason)
+        return self._new("ICudaEngine", call, **json.loads(content[len(MAGIC) :]))
 
     # --- ICudaEngine
 
@@ -125,13 +158,23 @@ class FakeTensorRT:
         return [tuple(shape) for shape in self._of(call)["profile"]]
 
     def do_ICudaEngine__device_memory_size_v2(self, call: Call) -> Any:
-        return 4096
+        return 4096 + SCRATCH * ("ICudaEngine.weight_streaming_budget_v2" in call.on.__dict__)
+
+    def do_ICudaEngine__get_weight_streaming_automatic_budget(self, call: Call) -> Any:
+        return BUDGET
+
+    def do_ICudaEngine__streamable_weights_size(self, call: Call) -> Any:
+        return WEIGHTS
+
+    def do_ICudaEngine__create_runtime_config(self, call: Call) -> Any:
+        return self._new("IRuntimeConfig", call)
 
     def do_ICudaEngine__create_execution_context(self, call: Call) -> Any:
         self._needs_context("create_execution_context")
+        self.when_a_context_is_made()
         if self.no_memory:
-            return self._refuse("[defaultAllocator.cpp] Error Code 1: Cuda Runtime (out of memory)")
-        return self._new("IExecutionContext", {"engine": self._of(call), "addresses": {}, "shape": None, "busy": []})
+            return self._refuse(call, "[defaultAllocator.cpp] Error Code 1: Cuda Runtime (out of memory)")
+        return self._new("IExecutionContext", call, engine=self._of(call), addresses={}, shape=None, busy=[])
 
     # --- IExecutionContext
 
@@ -146,7 +189,7 @@ class FakeTensorRT:
             low <= got <= high for low, got, high in zip(smallest, shape, largest, strict=True)
         )
         if not inside:
-            self._refuse(f"Runtime dimension does not satisfy any optimization profile: {shape}")
+            self._refuse(call, f"Runtime dimension does not satisfy any optimization profile: {shape}")
             return False
         self._of(call)["shape"] = shape
         return True
@@ -157,7 +200,7 @@ class FakeTensorRT:
         addresses, shape = dict(facts["addresses"]), facts["shape"]
         self.calls_left -= 1
         if self.calls_left < 0 or shape is None or set(addresses) != {"input", "logits"}:
-            self._refuse("Error Code 3: API Usage Error (an input shape or address is not set)")
+            self._refuse(call, "Error Code 3: API Usage Error (an input shape or address is not set)")
             return False
 
         stream = call.arguments["stream_handle"]
@@ -170,6 +213,7 @@ class FakeTensorRT:
             batch = _floats(self.cuda, addresses["input"], shape)
             if not np.isfinite(batch).all():
                 self.cuda.fault("the network got NaN")
+            self.seen.append(batch.copy())
             out = _floats(self.cuda, addresses["logits"], (shape[0], HEADS, *shape[2:]))
             out[...] = reference_logits(batch)
 
@@ -178,10 +222,13 @@ class FakeTensorRT:
 
     # --- TensorRT-RTX's runtime cache
 
+    def do_IRuntimeConfig__create_runtime_cache(self, call: Call) -> Any:
+        return self._new("IRuntimeCache", call)
+
     def do_IRuntimeCache__deserialize(self, call: Call) -> Any:
         self._needs_context("IRuntimeCache.deserialize")
         if not self.cache_fits:
-            self._refuse("the runtime cache is of another driver")
+            self._refuse(call, "the runtime cache is of another driver")
             return False
         self.taken_caches.append(bytes(call.arguments["blob"]))
         return True
@@ -191,22 +238,46 @@ class FakeTensorRT:
             self.cuda.fault("the runtime cache is read while kernels are under way")
         return self.compiled
 
-    def _new(self, kind: str, facts: Any) -> Any:
-        made = self.twin.kinds.new(kind)
-        self._facts[id(made)] = facts
-        self._facts[-id(made)] = made  # keeps it, and so its id
+    # --- lives
+
+    def leaks(self) -> list[str]:
+        """What is not destroyed."""
+        return [life.kind for life in self.alive]
+
+    def _new(self, kind: str, call: Call, **facts: Any) -> Any:
+        """An object that stands on the one that was asked for it."""
+        made, on = self.twin.kinds.new(kind), call.on._life
+        self._born(made, Life(kind=kind, below=(on,), logger=on.logger, facts=facts))
         return made
 
-    def _of(self, call: Call) -> Any:
-        return self._facts[id(call.on)]
+    def _born(self, made: Any, life: Life) -> None:
+        object.__setattr__(made, "_life", life)
+        self.alive.append(life)
+        weakref.finalize(made, self._gone, life).atexit = False
 
-    def _refuse(self, text: str) -> None:
-        self.logger.log(self.twin.ILogger.ERROR, text)
-        self.logger.log(self.twin.ILogger.INFO, "not a reason")
+    def _gone(self, life: Life) -> None:
+        self.alive.remove(life)
+        for other in self.alive:
+            if life in other.below:
+                self.cuda.fault(f"{life.kind} was destroyed before {other.kind}, which stands on it")
+        if life.facts.get("busy"):
+            self.cuda.fault(f"{life.kind} was destroyed with work under way")
+        if not self.cuda.stack():
+            self.cuda.fault(f"{life.kind} was destroyed where no CUDA context is current")
+
+    def _of(self, call: Call) -> Any:
+        return call.on._life.facts
+
+    def _refuse(self, call: Call, text: str) -> None:
+        logger = call.on._life.logger
+        logger.log(self.twin.ILogger.ERROR, text)
+        logger.log(self.twin.ILogger.INFO, "not a reason")
 
     def _needs_context(self, what: str) -> None:
         if not self.cuda.stack():
             self.cuda.fault(f"{what} where no CUDA context is current")
+        if self.first_logger is not None and self.first_logger() is None:
+            self.cuda.fault(f"{what} after TensorRT's global logger was freed")
 
 
 def install(patch: pytest.MonkeyPatch, backend: str, *, cuda: Cuda | None = None, version: str | None = None) -> Any:

@@ -294,6 +294,76 @@ def test_a_lost_interrupt_ends_predict_at_the_next_progress(words: list[str], mo
     assert run(["predict", "B.trtb", "-i", "a", "-o", "out", *words]) == 0
 
 
+INTERRUPTED_AT = """
+import os, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            sys.meta_path.remove(self)
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                sum(range(100))  # the signal is handled between two instructions
+            except BaseException:
+                if {swallowed}:
+                    return None
+                raise
+
+signal.signal(signal.SIGINT, {handler})
+sys.meta_path.insert(0, Interrupting())
+sys.argv = ["trtbuild", "doctor", "--json"]
+from trtbuild.__main__ import main
+main()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
+@pytest.mark.parametrize("swallowed", [False, True])
+@pytest.mark.parametrize("module", ["trtbuild.cli", "click", "trtbuild.commands.compile", "trtbuild.commands.predict"])
+def test_ctrl_c_while_the_command_line_is_imported_is_130_and_one_line(module: str, swallowed: bool) -> None:
+    """Also where the library that is being imported catches everything."""
+    code = INTERRUPTED_AT.format(module=module, swallowed=swallowed, handler="signal.default_int_handler")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted.\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
+@pytest.mark.parametrize("module", ["click", "trtbuild.steps.doctor"])
+def test_an_ignored_ctrl_c_stays_ignored(module: str) -> None:
+    code = INTERRUPTED_AT.format(module=module, swallowed=False, handler="signal.SIG_IGN")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    json.loads(done.stdout)
+
+
+def test_the_handler_of_ctrl_c_is_python_s_own_while_a_command_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    import trtbuild.__main__
+
+    seen: list[object] = []
+    monkeypatch.setattr("trtbuild.cli.run", lambda: seen.append(signal.getsignal(signal.SIGINT)) or 7)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as caught:
+            trtbuild.__main__.main()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (caught.value.code, seen) == (7, [signal.default_int_handler])
+
+
+def test_ctrl_c_behind_the_command_is_130_and_one_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import trtbuild.__main__
+
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trtbuild.cli.run", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        trtbuild.__main__.main()
+    assert (caught.value.code, capfd.readouterr().err) == (130, "Interrupted.\n")
+
+
 @pytest.mark.parametrize("ticks", [0, 1])
 def test_a_lost_interrupt_ends_compile_and_export(ticks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def step(*config: object, report=None, **options: object):  # type: ignore[no-untyped-def]

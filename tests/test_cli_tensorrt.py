@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,6 +14,9 @@ from runner_samples import CHANNELS, small_unet
 
 from trtbuild.bundle import open_bundle
 from trtbuild.cli import run
+from trtbuild.config import TensorRTConfig
+from trtbuild.config.tensorrt import MOST_WORKSPACE
+from trtbuild.errors import TrtbuildError
 
 PATCH = (64, 64)
 
@@ -46,6 +50,8 @@ def test_any_network_becomes_an_engine_its_typed_graph_and_its_facts(
     facts = json.loads((tmp_path / "n8.engine.json").read_text())
     assert facts["record"]["profile"]["max"] == [8, CHANNELS, *PATCH]
     assert "--maxShapes=input:8x2x64x64" in (tmp_path / "build.sh").read_text()
+    assert facts["precision"]["method"] == "percentile", "auto says what it took"
+    assert "thresholds by percentile" in said
     assert run(["inspect", str(tmp_path / "n8.engine")]) == 0
     assert "INT8" in capsys.readouterr().out
     (tmp_path / "n8.engine").write_bytes((tmp_path / "n8.engine").read_bytes()[:-1])
@@ -68,6 +74,65 @@ def test_what_belongs_to_trained_models_is_refused_beside_an_onnx_file(
     assert run(["compile", str(network), *words, "-o", str(tmp_path / "n.engine")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "n.engine").exists()
+
+
+def refused(words: list[str], network: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    output = network.with_name("n.engine")
+    assert run(["compile", str(network), "--backend", "tensorrt-rtx", *words, "-o", str(output)]) in (1, 2)
+    assert not output.exists()
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--workspace", "99999999999999999"], "--workspace"),
+        (["--workspace", "8796093022208"], "--workspace"),
+        (["--max-batch", "4097"], "--max-batch"),
+        (["--max-batch", "4000000"], "--max-batch"),
+        (["--optShapes", "input:1x2x64x64", "--max-batch", "8"], "--max-batch"),
+        (["--optShapes", "input:1x2x64x64", "--min-batch", "1"], "--min-batch"),
+        (["--noTimingCache"], "--noTimingCache"),
+    ],
+)
+def test_what_cannot_be_done_is_an_error_that_names_the_option(
+    words: list[str], message: str, network: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refused(words, network, capsys)
+
+
+def test_the_largest_workspace_builds(network: Path, tmp_path: Path) -> None:
+    words = ["--backend", "tensorrt-rtx", "--workspace", str(MOST_WORKSPACE), "-o", str(tmp_path / "n.engine")]
+    assert run(["compile", str(network), *words]) == 0
+
+
+def test_a_batch_that_is_fixed_takes_no_option_of_the_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = small_unet(2, PATCH)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    del model.graph.value_info[:]
+    path = tmp_path / "fixed.onnx"
+    onnx.save(model, path)
+    assert "--opt-batch" in refused(["--opt-batch", "1"], path, capsys), "given, though it is the default"
+    assert run(["compile", str(path), "--backend", "tensorrt-rtx", "-o", str(tmp_path / "n.engine")]) == 0
+
+
+@pytest.mark.parametrize("capabilities", [("",), ("86", ""), ("86", "86"), (86,), "86"])
+def test_a_list_of_capabilities_that_is_none(capabilities: Any) -> None:
+    with pytest.raises(TrtbuildError, match="--compute-capability"):
+        TensorRTConfig(compute_capabilities=capabilities)
+
+
+def test_a_script_replaces_no_input(network: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = network.read_bytes()
+    assert "--emit-script" in refused(["--emit-script", str(network), "--overwrite"], network, capsys)
+    assert network.read_bytes() == before
+
+
+def test_json_says_what_nobody_knows(network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--backend", "tensorrt-rtx", "--precision", "fp16", "-o", str(tmp_path / "n.engine"), "--json"]
+    assert run(["compile", str(network), *words]) == 0
+    assert [line for line in json.loads(capsys.readouterr().out)["warnings"] if "without calibration" in line]
 
 
 @pytest.mark.parametrize("backends", [["openvino"], ["tensorrt-rtx", "tensorrt"]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import io
 import json
@@ -19,7 +20,7 @@ import onnx
 import pytest
 from graph_samples import floats, model_of, node
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from polygraphy.json import save_json
 from precision_samples import PATCHES, all_ranges, amax_of, network_model, patch_of
 
@@ -29,8 +30,10 @@ from trtbuild.errors import EngineError, GraphError, InputError, OutputError, Tr
 from trtbuild.graph import clean, load_onnx
 from trtbuild.graph.precision import quantize, tensorrt_form
 from trtbuild.spec import BuildRecord, TensorSpec, value_from_json
-from trtbuild.steps.compilation.onnx_config import OnnxFileConfig, profile_of
+from trtbuild.steps.compilation.onnx_config import OnnxFileConfig
 from trtbuild.steps.compilation.onnx_file import CompiledOnnx, compile_onnx_file
+from trtbuild.steps.compilation.onnx_shapes import profile_of
+from trtbuild.steps.layers import engine_layers
 from trtbuild.steps.precision.arrays import measured_ranges, patches_from_file
 
 NET = "plain2d"
@@ -120,8 +123,12 @@ def test_what_is_kept_is_not_quantised(model: Path, arrays: Path) -> None:
     assert result.quantized
     assert not [name for name in result.quantized if "decoder" in name]
     assert any(line.startswith("decoder") and "--keep" in line for line in result.left)
-    with pytest.raises(TrtbuildError, match="finds no layer"):
-        compiled(model, precision="int8", calibration=arrays, keep=("nothing",), overwrite=True)
+    lines: list[str] = []
+    with pytest.raises(TrtbuildError, match="finds no layer") as caught:
+        compiled(model, lines, precision="int8", calibration=arrays, keep=("nothing",), overwrite=True)
+    assert "trtbuild clean model.onnx" in str(caught.value)
+    assert "encoder" in str(caught.value), "some of the names"
+    assert lines == [], "before the calibration"
 
 
 def test_three_files_say_what_was_made(model: Path) -> None:
@@ -214,10 +221,41 @@ def test_a_network_with_its_own_scales_needs_no_arrays(tmp_path: Path, arrays: P
             compiled(path, overwrite=True, **wrong)
 
 
+def _with_dead_parts(network: onnx.ModelProto) -> onnx.ModelProto:
+    """An initializer that nobody reads, as exporters leave them, and a dead pair of Q/DQ on the input."""
+    network.graph.initializer.append(numpy_helper.from_array(np.zeros((), np.int8), "unused"))
+    network.graph.initializer.append(numpy_helper.from_array(np.float32(1), "dead scale"))
+    name = network.graph.input[0].name
+    network.graph.node.append(node("QuantizeLinear", "", "dead", "dead q"))
+    network.graph.node[-1].input[:] = [name, "dead scale", "unused"]
+    return network
+
+
+def test_dead_parts_of_a_quantised_network_do_not_matter(tmp_path: Path) -> None:
+    source = network_model(NET)
+    ready = quantize(source, amax_of(source, DATA[:1]), keep=(), zero_point="s8").model
+    assert len(compiled(saved(_with_dead_parts(ready), tmp_path), precision="int8", rest="fp32").quantized) == 7
+
+
+def test_dead_quantizers_do_not_make_a_quantised_network(tmp_path: Path) -> None:
+    result = compiled(saved(_with_dead_parts(network_model(NET)), tmp_path), precision="fp32")
+    assert (result.quantized, result.record.precision) == ((), "fp32")
+
+
 def test_an_unknown_operator_is_named_before_the_build(tmp_path: Path) -> None:
     network = model_of([node("Det", "x", "y", "determinant")], {"x": (1, 3, 3)}, {"y": (1,)})
     with pytest.raises(EngineError, match=r"\(Det\): this operator is not supported"):
         compiled(saved(network, tmp_path), opt_shapes="x:1x3x3")
+
+
+def test_an_unknown_operator_is_named_before_a_calibration_stumbles_over_it(tmp_path: Path) -> None:
+    nodes = [node("Conv", "x w", "h", "c", pads=[1, 1, 1, 1]), helper.make_node("Foo", ["h"], ["y"], domain="my")]
+    network = model_of(nodes, {"x": ("n", 1, 8, 8)}, {"y": ("n", 1, 8, 8)}, {"w": floats(1, 1, 3, 3)})
+    network.opset_import.append(helper.make_opsetid("my", 1))
+    np.save(tmp_path / "a.npy", np.ones((1, 1, 8, 8), np.float32))
+    with pytest.raises(EngineError, match=r"Foo") as caught:
+        compiled(saved(network, tmp_path), precision="int8", calibration=tmp_path / "a.npy", quantize_ends=True)
+    assert "OpenVINO" not in str(caught.value)
 
 
 def test_a_damaged_model_is_an_error_of_the_graph(tmp_path: Path) -> None:
@@ -225,6 +263,97 @@ def test_a_damaged_model_is_an_error_of_the_graph(tmp_path: Path) -> None:
         (tmp_path / "model.onnx").write_bytes(content)
         with pytest.raises(GraphError):
             compiled(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("more", [{}, {"method": "entropy"}], ids=["auto", "entropy"])
+def test_the_facts_say_how_the_precision_came_about(more: dict[str, Any], model: Path, arrays: Path) -> None:
+    lines: list[str] = []
+    result = compiled(model, lines, precision="int8", calibration=arrays, **more)
+    method = more.get("method", "percentile")
+    facts = json.loads(model.with_name("out.engine.json").read_text())
+    assert facts["precision"] == {"method": method, "patches": len(DATA), "quantized": list(result.quantized),
+                                  "left": list(result.left)}  # fmt: skip
+    record = value_from_json(BuildRecord, facts["record"])
+    assert (record.options["calibration_method"], record.options["calibration_patches"]) == (method, len(DATA))
+    assert lines[0] == f"calibrating on {len(DATA)} inputs, thresholds by {method}"
+    assert engine_layers(model.with_name("out.engine"))["engines"][0]["precision"] == "int8"
+
+
+def test_without_calibration_there_is_no_method(model: Path) -> None:
+    result = compiled(model)
+    assert (result.method, result.patches) == (None, None)
+    assert "calibration_method" not in result.record.options
+
+
+@pytest.mark.parametrize("stage", ["out.onnx", "out.engine.json", "build.sh"])
+def test_the_outputs_change_together(stage: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk at any of them leaves all as they were."""
+    names = ("out.engine", "out.onnx", "out.engine.json", "build.sh")
+    for name in names:
+        model.with_name(name).write_bytes(b"old")
+    write = Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        if path.suffix == Path(stage).suffix and path.name.startswith(".trtbuild-"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OutputError, match="free some space"):
+        compiled(model, emit_script=model.with_name("build.sh"), overwrite=True)
+    assert [model.with_name(name).read_bytes() for name in names] == [b"old"] * 4
+    assert not [path for path in model.parent.iterdir() if path.name.startswith(".trtbuild-")]
+
+
+def test_the_engine_gets_its_name_last(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    renamed_to: list[str] = []
+    replace_ = os.replace
+
+    def noted(source: Any, target: Any) -> None:
+        renamed_to.append(Path(target).name)
+        replace_(source, target)
+
+    monkeypatch.setattr(os, "replace", noted)
+    compiled(model, emit_script=model.with_name("build.sh"))
+    ours = [name for name in renamed_to if name.startswith(("out.", "build."))]
+    assert (sorted(ours), ours[-1]) == (["build.sh", "out.engine", "out.engine.json", "out.onnx"], "out.engine")
+
+
+@pytest.mark.parametrize("name", ["out.engine", "out.onnx", "out.engine.json"])
+def test_an_output_replaces_no_folder(name: str, model: Path) -> None:
+    model.with_name(name).mkdir()
+    lines: list[str] = []
+    with pytest.raises(OutputError, match="no file"):
+        compiled(model, lines, overwrite=True)
+    assert lines == []
+
+
+def test_an_output_replaces_no_calibration_arrays(model: Path) -> None:
+    with pytest.raises(TrtbuildError, match="replace an input"):
+        compiled(model, precision="int8", calibration=model.with_name("out.engine.json"), overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "arrays.npy", "out.engine", "out.onnx", "out.engine.json", "link"])
+def test_a_script_replaces_nothing_of_the_command(name: str, model: Path, arrays: Path) -> None:
+    model.with_name("link").symlink_to(arrays)
+    before = model.read_bytes(), arrays.read_bytes()
+    lines: list[str] = []
+    with pytest.raises(OutputError, match="script"):
+        compiled(model, lines, precision="int8", calibration=arrays, emit_script=model.with_name(name), overwrite=True)
+    assert lines == []
+    assert (model.read_bytes(), arrays.read_bytes()) == before
+
+
+def test_a_missing_model_is_said_with_a_next_step(tmp_path: Path) -> None:
+    with pytest.raises(GraphError, match="check the path"):
+        compiled(tmp_path / "nope.onnx")
+
+
+def test_rtx_has_no_timing_cache_to_leave_out(model: Path) -> None:
+    """Also where the engine is there already, and nothing would be built."""
+    compiled(model)
+    with pytest.raises(EngineError, match="--noTimingCache"):
+        compiled(model, overwrite=True, tensorrt=TensorRTConfig(timing_cache=False))
 
 
 @pytest.mark.parametrize("name", ["out.engine", "out.onnx", "out.engine.json"])
@@ -278,8 +407,8 @@ INPUTS = (
 )
 
 
-def config(**shapes: str) -> OnnxFileConfig:
-    return OnnxFileConfig(model=Path("m.onnx"), output=Path("a.engine"), backend="tensorrt-rtx", **shapes)  # type: ignore[arg-type]
+def config(**more: Any) -> OnnxFileConfig:
+    return OnnxFileConfig(model=Path("m.onnx"), output=Path("a.engine"), backend="tensorrt-rtx", **more)
 
 
 def test_shapes_as_trtexec_writes_them() -> None:
@@ -288,6 +417,44 @@ def test_shapes_as_trtexec_writes_them() -> None:
     assert profile_of(config(opt_shapes="x:1x1x4x8"), INPUTS)["x"] == ((1, 1, 4, 8),) * 3
     free_batch = (TensorSpec(name="x", dtype="float32", shape=("b", 1, 8)),)
     assert profile_of(config(), free_batch) == {"x": ((1, 1, 8), (1, 1, 8), (4, 1, 8))}
+
+
+@pytest.mark.parametrize("name", ["a,b", "a:1x2,b:3", "it's", "a'b','c", " x", "x:1x2", "it's:1,2"])
+def test_names_in_quotes_hold_anything(name: str) -> None:
+    inputs = [TensorSpec(name=name, dtype="float32", shape=("b", "n")), TensorSpec(name="z", dtype="float32",
+                                                                                 shape=("b", 3))]  # fmt: skip
+    for text in (f"'{name}':2x7,z:2x3", f"z:2x3,'{name}':2x7"):
+        assert profile_of(config(opt_shapes=text), inputs) == {name: ((2, 7),) * 3, "z": ((2, 3),) * 3}
+
+
+@pytest.mark.parametrize("text", ["x", "z:1x1x4x8", "x:1x1x4x8,y:0:1x4", "'y:0':1x3", "x:1x1x4x9"])
+def test_an_error_names_the_option_that_was_given(text: str) -> None:
+    with pytest.raises(TrtbuildError) as caught:
+        profile_of(config(opt_shapes=text), INPUTS)
+    assert "--optShapes" in str(caught.value).partition("next:")[0]
+    assert "--minShapes" not in str(caught.value)
+    assert "next:" in str(caught.value)
+
+
+def test_batches_that_nothing_comes_of_are_refused() -> None:
+    with pytest.raises(TrtbuildError, match="--max-batch"):
+        config(opt_shapes="x:1x1x4x8", batch_options=("--max-batch",))
+    fixed = (TensorSpec(name="x", dtype="float32", shape=(3, 1, 8)),)
+    with pytest.raises(TrtbuildError, match="--max-batch"):
+        profile_of(config(batch_options=("--max-batch",)), fixed)
+    assert profile_of(config(), fixed) == {"x": ((3, 1, 8),) * 3}
+    free = (TensorSpec(name="x", dtype="float32", shape=("b", 1, 8)),)
+    assert profile_of(config(batch_options=("--max-batch",)), free)["x"][2] == (4, 1, 8)
+
+
+def test_sizes_that_no_engine_can_run_are_an_error(tmp_path: Path) -> None:
+    """TensorRT only warns, and builds: 4000 * 30000 * 30000 is more than 2^40 elements."""
+    shape: tuple[Any, ...] = ("n", 1, "h", "w")
+    network = model_of([node("Relu", "x", "y", "r")], {"x": shape}, {"y": shape}, {})
+    small = "x:1x1x8x8"
+    with pytest.raises(EngineError, match="do not go together"):
+        compiled(saved(network, tmp_path), min_shapes=small, opt_shapes=small, max_shapes="x:4000x1x30000x30000")
+    assert not (tmp_path / "out.engine").exists()
 
 
 @pytest.mark.parametrize(
@@ -488,12 +655,43 @@ def test_values_beyond_fp16_stay_float32(tmp_path: Path) -> None:
     network = model_of(nodes, {"x": ("n", 1, 8, 8)}, {"y": ("n", 1, 8, 8)}, weights)
     path = saved(network, tmp_path)
     np.save(tmp_path / "a.npy", np.full((1, 1, 8, 8), 5, np.float32))
-    lines: list[str] = []
-    with_arrays = compiled(path, lines, precision="fp16", calibration=tmp_path / "a.npy")
+    with_arrays = compiled(path, precision="fp16", calibration=tmp_path / "a.npy")
     assert any("300000" in line for line in with_arrays.left)
-    assert not any("without calibration" in line for line in lines)
-    compiled(path, lines, precision="fp16", overwrite=True)
-    assert any("without calibration" in line for line in lines)
+    assert not any("without calibration" in line for line in with_arrays.warnings)
+    without = compiled(path, precision="fp16", overwrite=True)
+    assert any("without calibration" in line for line in without.warnings)
+    assert json.loads((tmp_path / "out.engine.json").read_text())["warnings"] == list(without.warnings)
+
+
+@pytest.mark.parametrize("ending", ["npy", "npz", "json"])
+def test_zeros_alone_are_no_calibration(ending: str, tmp_path: Path) -> None:
+    path, zeros = tmp_path / f"a.{ending}", np.zeros_like(DATA)
+    for last in (0.0, 1e-3):
+        zeros[-1, -1, -1, -1] = last
+        if ending == "npy":
+            np.save(path, zeros)
+        elif ending == "npz":
+            np.savez(path, image=zeros)
+        else:
+            save_json([{"image": zeros}], str(path))
+        if last:
+            assert len(patches_from_file(path, SPEC)) == len(DATA)
+        else:
+            with pytest.raises(InputError, match="nothing but zeros"):
+                patches_from_file(path, SPEC)
+
+
+def test_a_scale_that_is_a_guess_is_said(tmp_path: Path) -> None:
+    """Behind a Relu of negative values all is zero."""
+    nodes = [node("Conv", "x w", "h", "first"), node("Relu", "h", "r", "relu"), node("Conv", "r v", "y", "second")]
+    weights = {"w": np.full((1, 1, 1, 1), -1, np.float32), "v": np.ones((1, 1, 1, 1), np.float32)}
+    network = model_of(nodes, {"x": ("n", 1, 8, 8)}, {"y": ("n", 1, 8, 8)}, weights)
+    for sign, guesses in ((1, 1), (-1, 0)):
+        np.save(tmp_path / "a.npy", np.full((1, 1, 8, 8), sign, np.float32))
+        result = compiled(saved(network, tmp_path), precision="int8", calibration=tmp_path / "a.npy",
+                          quantize_ends=True, overwrite=True)  # fmt: skip
+        assert len(result.quantized) == 2
+        assert sum("is a guess" in line for line in result.warnings) == guesses
 
 
 def test_a_network_that_overflows_on_its_arrays_is_refused(model: Path, tmp_path: Path) -> None:

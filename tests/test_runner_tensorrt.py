@@ -8,6 +8,8 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,19 +19,23 @@ import numpy as np
 import pytest
 from bindings_facts import VERSIONS, facts_of
 from fake_cuda import Cuda, LaunchError
-from fake_nvinfer import FakeTensorRT, device_record, install, plan_of, write_plan
+from fake_nvinfer import BUDGET, SCRATCH, WEIGHTS, FakeTensorRT, device_record, install, plan_of, write_plan
 from runner_samples import CHANNELS, HEADS, PATCHES, patches, reference_logits, small_unet
 
 from trtbuild.config import TensorRTConfig
 from trtbuild.engine.tensorrt import plan_from_onnx
 from trtbuild.errors import EngineError, MissingExtra, OutOfMemory
 from trtbuild.nvinfer import no_driver, nvinfer
+from trtbuild.runtime.device import opened_device
+from trtbuild.runtime.runtime_cache import kept_cache
 from trtbuild.runtime.select import available_backends, choose_backend, open_runner
 from trtbuild.runtime.tensorrt import TensorRTRunner
+from trtbuild.runtime.tensorrt_engine import Errors, error_log
 from trtbuild.runtime.tensorrt_fit import check_gpu, check_version
 from trtbuild.runtime.tensorrt_lanes import parts
 from trtbuild.spec import BuildRecord
 
+pytest_plugins = ["cache_samples"]
 TEN, ELEVEN = VERSIONS
 FLAVOURS = [("tensorrt", TEN), ("tensorrt", ELEVEN), ("tensorrt-rtx", "rtx")]
 Opened = tuple[TensorRTRunner, FakeTensorRT]
@@ -44,9 +50,10 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
     def start(
         backend: str = "tensorrt-rtx", version: str | None = None, *, batches: tuple[int, int, int] = (1, 2, 2),
         gpu: Cuda | None = None, prepare: Callable[[FakeTensorRT], None] = lambda fake: None,
-        plan: Mapping[str, Any] | None = None, **changes: Any,
+        plan: Mapping[str, Any] | None = None, cache: str | None = "cache", **changes: Any,
     ) -> Opened:  # fmt: skip
-        monkeypatch.setenv("TRTBUILD_CACHE", str(tmp_path / "cache"))
+        if cache is not None:
+            monkeypatch.setenv("TRTBUILD_CACHE", str(tmp_path / cache))
         fake = install(monkeypatch, backend, cuda=gpu, version=version)
         faked.append(fake)
         prepare(fake)
@@ -66,6 +73,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
     gc.collect()
     for fake in faked:
         assert fake.cuda.faults == []
+        assert fake.leaks() == []
         assert fake.cuda.leaks() == []
         assert fake.cuda.stack() == []
 
@@ -115,6 +123,18 @@ def test_batches_outside_the_profile_are_split_and_filled_up(batches: tuple[int,
         assert next(iter(runner.stream([batch]))).shape == (count, HEADS, *PATCHES[3])
 
 
+@pytest.mark.parametrize("calls", [1, 2])
+def test_a_batch_is_filled_up_with_zeros(calls: int, start: Open) -> None:
+    """NaN would poison nothing else, but denormals and what a caller sent before could take time, or show up."""
+    runner, fake = start(batches=(3, 3, 3))
+    for _ in range(calls):
+        runner.infer(patches(3, 3))
+    runner.infer(patches(1, 3))
+    assert fake.seen[-1].shape[0] == 3
+    assert fake.seen[-1][0].any()
+    assert not fake.seen[-1][1:].any()
+
+
 def test_a_stream_has_two_lanes_and_ended_ones_are_used_again(start: Open) -> None:
     runner, fake = start()
     batches = [patches(2, 3, seed=n) for n in range(6)]
@@ -157,10 +177,66 @@ def test_the_rtx_switches_are_set_and_those_that_are_missing_are_not(start: Open
     kernels = fake.twin.of("IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy")
     assert [call["value"].name for call in kernels] == ["EAGER"]
     assert len(fake.twin.of("IRuntimeConfig.set_runtime_cache")) == 1
-    assert runner.describe().details["CUDA graph"] == "whole"
+    assert runner.describe().details["CUDA graph"] == "asked for: WHOLE_GRAPH_CAPTURE"
     assert len(fake.twin.of("Runtime.get_engine_validity")) == 1
     _, plain = start("tensorrt")
     assert not any("Cache" in name or "graph" in name for name in plain.twin.names())
+
+
+def test_a_switch_that_tensorrt_does_not_take_is_not_claimed(start: Open) -> None:
+    def other(fake: FakeTensorRT) -> None:
+        switch = property(lambda config: fake.twin.CudaGraphStrategy.DISABLED, lambda config, value: None)
+        fake.twin.IRuntimeConfig.cuda_graph_strategy = switch
+
+    runner, _ = start(prepare=other)
+    assert runner.describe().details["CUDA graph"] == "asked for: DISABLED"
+
+
+@pytest.mark.parametrize(("backend", "version"), FLAVOURS)
+def test_weights_are_streamed_where_the_record_says_so(backend: str, version: str, start: Open) -> None:
+    """By itself TensorRT keeps all weights on the GPU; the budget is set before the first context, as it must be."""
+    plain, fake = start(backend, version)
+    assert "weight streaming" not in plain.describe().details
+    assert not any("streaming" in name for name in fake.twin.names())
+    runner, fake = start(backend, version, options={"weight_streaming": True})
+    batch = patches(2, 3)
+    assert_right(runner.infer(batch), batch)
+    assert fake.twin.of("ICudaEngine.weight_streaming_budget_v2") == [{"value": BUDGET}]
+    names = fake.twin.names()
+    budget = names.index("ICudaEngine.weight_streaming_budget_v2")
+    assert budget < names.index("ICudaEngine.create_execution_context")
+    details = runner.describe().details
+    assert details["weight streaming"] == f"{BUDGET} of {WEIGHTS} bytes of weights stay on the GPU"
+    assert details["activation memory"] == f"{4096 + SCRATCH} bytes per lane", "read after the budget was set"
+
+
+@pytest.mark.parametrize("how", ["raises", "ignores it"])
+def test_a_refused_budget_is_an_error_and_leaves_nothing(how: str, start: Open) -> None:
+    def put(engine: Any, value: int) -> None:
+        if how == "raises":
+            del engine  # the real binding is C++, whose frames no traceback holds; nor is one here
+            raise RuntimeError("Failed to set weight streaming budget!")
+
+    def refuse(fake: FakeTensorRT) -> None:
+        fake.twin.ICudaEngine.weight_streaming_budget_v2 = property(lambda engine: WEIGHTS, put)
+        fake.twin.ICudaEngine.__setattr__ = object.__setattr__
+
+    with pytest.raises(EngineError, match="refused a budget"):
+        start(prepare=refuse, options={"weight_streaming": True})
+
+
+@pytest.mark.parametrize(("backend", "version"), FLAVOURS)
+def test_a_plan_without_weights_is_refused_before_anything_is_loaded(
+    backend: str, version: str, start: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fakes: list[FakeTensorRT] = []
+    monkeypatch.setattr("trtbuild.runtime.tensorrt.engine_content", pytest.fail)
+    with pytest.raises(EngineError, match="has no weights") as caught:
+        start(backend, version, prepare=fakes.append, options={"strip_plan": True, "refit": True})
+    assert "--stripWeights" in str(caught.value.hint)
+    assert "refit it with TensorRT's own tools" in str(caught.value.hint)
+    assert fakes[0].twin.calls == []
+    assert not fakes[0].cuda.initialised
 
 
 def test_only_a_version_compatible_plan_may_bring_code_for_the_host(start: Open) -> None:
@@ -175,7 +251,7 @@ def test_what_is_read_back_and_what_is_the_records_is_told(start: Open) -> None:
     info = runner.describe()
     assert info.inference_precision == "f16"
     assert "record" in info.details["precision"]
-    assert info.details["activation memory"] == "4096 bytes per call"
+    assert info.details["activation memory"] == "4096 bytes per lane"
     assert info.details["capability"] == "8.6"
 
 
@@ -191,8 +267,6 @@ def _device_arrays(runner: TensorRTRunner, device: Any, batch: Any) -> Any:
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_enqueue_computes_from_pointer_to_pointer_and_does_not_wait(count: int, start: Open) -> None:
-    from trtbuild.runtime.device import opened_device
-
     runner, fake = start()
     batch = patches(count, 3)
     with opened_device() as device:
@@ -220,6 +294,61 @@ def test_enqueue_refuses_a_batch_outside_the_profile(count: int, start: Open) ->
     assert not fake.twin.of("IExecutionContext.execute_async_v3")
 
 
+def _enqueued(runner: TensorRTRunner, device: Any, batch: Any) -> tuple[Any, Any]:
+    """A batch whose logits are under way on a stream of ours."""
+    stream = device.stream()
+    source, target, there, back = _device_arrays(runner, device, batch)
+    stream.copy_in(there, source.array)
+    runner.enqueue(there.address, back.address, stream.handle, len(batch))
+    stream.copy_out(target.array, back)
+    return stream, target
+
+
+def test_closing_waits_for_streams_that_are_not_the_runners(start: Open) -> None:
+    """The fake tells of a context that is destroyed with work under way."""
+    runner, fake = start()
+    batch = patches(2, 3)
+    with opened_device() as device:
+        _, target = _enqueued(runner, device, batch)
+        assert any(queue.work for queue in fake.cuda.streams.values())
+        runner.close()
+        assert_right(target.array, batch)
+        assert fake.leaks() == []
+
+
+def test_a_gpu_that_fails_while_it_is_waited_for_leaves_nothing_behind(start: Open) -> None:
+    runner, fake = start()
+    runner.infer(patches(1, 3))
+    with opened_device() as device:
+        stream, _ = _enqueued(runner, device, patches(2, 3))
+        slots = runner._slots
+        for slot in slots._all:
+            slot.wait()  # so that the failure meets the wait for other streams
+        fake.cuda.fail_next = LaunchError("unspecified launch failure")
+        with pytest.raises(EngineError, match="launch failure"):
+            runner.close()
+        assert fake.leaks() == []
+        stream.close()
+
+
+def test_contexts_of_streams_are_made_one_at_a_time(start: Open) -> None:
+    """Two threads may come for the first time at once, each with its stream."""
+    runner, fake = start()
+    held: list[bool] = []
+    fake.when_a_context_is_made = lambda: held.append(runner._slots._making.locked())
+    with opened_device() as device:
+
+        def work() -> None:
+            _enqueued(runner, device, patches(1, 3))[0].synchronize()
+
+        threads = [threading.Thread(target=work) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert held == [True, True]
+
+
 # --- what goes wrong on the GPU
 
 
@@ -245,6 +374,107 @@ def test_a_reason_is_told_once_and_for_its_own_failure(start: Open) -> None:
         with pytest.raises(EngineError) as caught:
             runner.infer(patches(1, 3))
         assert caught.value.got == "Error Code 3: API Usage Error (an input shape or address is not set)"
+
+
+@pytest.mark.parametrize(
+    ("member", "words"),
+    [
+        ("IRuntimeConfig.set_runtime_cache", "refused a runtime cache"),
+        ("IExecutionContext.set_tensor_address", "failed"),
+    ],
+)
+def test_a_refusal_that_is_only_a_false_is_one(member: str, words: str, start: Open) -> None:
+    def refuse(fake: FakeTensorRT) -> None:
+        usual = fake.twin.answers.get(member)
+        fake.twin.answers[member] = lambda call: usual is not None and usual(call) and False
+
+    with pytest.raises(EngineError, match=words):
+        start(prepare=refuse)[0].infer(patches(1, 3))
+
+
+def test_a_stream_that_is_given_up_does_not_raise_what_it_never_waited_for(start: Open) -> None:
+    runner, fake = start()
+    batches = [patches(2, 3, seed=n) for n in range(4)]
+    stream = runner.stream(batches)
+    next(stream)
+    fake.cuda.fail_next = LaunchError("unspecified launch failure")
+    stream.close()  # type: ignore[attr-defined]
+    assert fake.cuda.fail_next is None, "it was met"
+    assert_right(runner.infer(batches[0]), batches[0])
+
+
+def test_what_fails_holds_no_context_beyond_the_engine(start: Open) -> None:
+    runner, fake = start()
+    fake.calls_left = 0
+    with pytest.raises(EngineError) as caught:
+        runner.infer(patches(1, 3))
+    runner.close()
+    gc.collect()
+    assert caught.value.__traceback__ is not None
+    assert fake.leaks() == []
+
+
+def test_a_reason_goes_to_the_engine_that_it_is_of(start: Open) -> None:
+    (one, first), (other, second) = start("tensorrt"), start("tensorrt")
+    first.calls_left = second.calls_left = 0
+    with pytest.raises(EngineError, match="an input shape") as caught:
+        other.infer(patches(1, 3))
+    assert str(caught.value.got).count("API Usage Error") == 1
+    with pytest.raises(EngineError, match="an input shape") as caught:
+        one.infer(patches(1, 3))
+    assert str(caught.value.got).count("API Usage Error") == 1
+
+
+def test_the_first_logger_outlives_its_engine(start: Open) -> None:
+    """TensorRT writes to it as long as the process lives; the fake tells where it is freed."""
+    runner, fake = start()
+    runner.close()
+    del runner
+    gc.collect()
+    assert fake.first_logger is not None
+    assert fake.first_logger() is not None
+
+
+def test_a_logger_of_the_real_bindings_stays_and_its_rows_go() -> None:
+    module = nvinfer("tensorrt-rtx").module
+    errors = Errors()
+    log = weakref.ref(error_log(module, errors))
+    rows = weakref.ref(errors)
+    gc.collect()
+    logger = log()
+    assert logger is not None
+    logger.log(module.ILogger.ERROR, "a reason")
+    logger.log(module.ILogger.WARNING, "no reason")
+    assert errors.rows == ["a reason"]
+    del errors
+    assert rows() is None
+    logger.log(module.ILogger.ERROR, "of nobody")
+
+
+def _destroyed_in_a_wrong_way(fake: FakeTensorRT, how: str) -> None:
+    with opened_device() as device, device.current():
+        runtime = fake.twin.Runtime(error_log(fake.twin, Errors()))
+        engine = runtime.deserialize_cuda_engine(plan_of())
+        context = engine.create_execution_context(engine.create_runtime_config())
+        if how == "order":
+            engine = None
+        context = None  # noqa: F841 - destroys it
+        if how == "no context of CUDA":
+            device.cuda.Context.pop()
+            engine = None
+            device.cuda.Context().push()
+        engine = None
+        runtime = None
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [("order", "before IExecutionContext"), ("no context of CUDA", "no CUDA context"), ("right", "")],
+)
+def test_the_fake_tells_of_a_wrong_destruction(how: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = install(monkeypatch, "tensorrt")
+    _destroyed_in_a_wrong_way(fake, how)
+    assert any(words in fault for fault in fake.cuda.faults) is bool(words)
 
 
 def test_what_a_failed_call_left_under_way_is_waited_for_before_its_memory_is_used_again(start: Open) -> None:
@@ -349,11 +579,15 @@ def test_rtx_judges_the_header_itself_where_there_is_a_driver(start: Open) -> No
         ("tensorrt-rtx", {"capabilities": "86,89"}, {}, "9.0", False),
         ("tensorrt-rtx", {"capabilities": "89,120"}, {}, "12.0", True),
         ("tensorrt-rtx", {"capabilities": "120"}, {}, "12.1", False),
+        ("tensorrt-rtx", {"capabilities": "current", "gpu": "Test GPU", "capability": "8.6"}, {}, "8.6", True),
+        ("tensorrt-rtx", {"capabilities": "current", "gpu": "Test GPU", "capability": "8.6"}, {}, "8.9", False),
+        ("tensorrt-rtx", {"capabilities": "current"}, {}, "8.6", False),
         ("tensorrt-rtx", {"capabilities": "all"}, {}, "9.0", True),  # TensorRT-RTX judges it itself
         ("tensorrt", {"capability": "9.0"}, {}, "9.0", True),
         ("tensorrt", {"capability": "9.0"}, {}, "10.0", False),
         ("tensorrt", {"capability": "8.0"}, {}, "8.6", False),
         ("tensorrt", {"capability": "8.0"}, {"hardware_compatibility": "ampere+"}, "12.0", True),
+        ("tensorrt", {"capability": "8.6"}, {"hardware_compatibility": "ampere+"}, "8.0", True),
         ("tensorrt", {"capability": "8.0"}, {"hardware_compatibility": "ampere+"}, "7.5", False),
         ("tensorrt", {"capability": "8.6"}, {"hardware_compatibility": "sameComputeCapability"}, "8.6", True),
         ("tensorrt", {"capability": "8.6"}, {"hardware_compatibility": "sameComputeCapability"}, "8.9", False),
@@ -401,6 +635,12 @@ def test_the_wrong_gpu_is_refused_before_the_plan_is_loaded(start: Open) -> None
         ("tensorrt-rtx", "1.7.1.116", "1.7.1.117", True, "version"),
         ("tensorrt-rtx", "1.7.1.116", "2.0.0.1", False, "flavour"),
         ("tensorrt", "10.x", "10.16.1.11", True, "not made of numbers"),
+        ("tensorrt", "10.13.3.9.post1", "10.13.3.9.post1", True, None),
+        ("tensorrt", "10.9.0.34", "10.13.3.9.post1", True, None),
+        ("tensorrt", "10.13.3.9.post1", "10.9.0.34", True, "version"),
+        ("tensorrt", "10.13.3.9", "10.13.3.9.post1", False, None),  # another package of the same TensorRT
+        ("tensorrt", "10.13.3.9.post1", "10.13.3.10", False, "version"),
+        ("tensorrt", "10.13.3.9", "10.13.3.9-2", False, "not made of numbers"),
     ],
 )
 def test_an_engine_runs_in_the_versions_that_can(
@@ -445,6 +685,67 @@ def test_the_cache_of_another_engine_or_gpu_is_not_taken(start: Open, tmp_path: 
         runner.close()
         assert fake.taken_caches == []
     assert len(_kept(tmp_path)) == 4
+
+
+def test_the_cache_of_another_version_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT-RTX would refuse it, and each version would throw away what the other one compiled."""
+    monkeypatch.setenv("TRTBUILD_CACHE", str(tmp_path))
+    same: dict[str, Any] = {"engine": "e", "gpu": "g", "capability": "8.6"}
+    paths = {kept_cache(version=version, **same).path for version in ("1.7.1.116", "1.7.1.117", "1.7.1.116")}
+    assert len(paths) == 2
+
+
+@pytest.mark.parametrize("compiled", [b"", None])
+def test_a_cache_without_content_replaces_none(compiled: bytes | None, start: Open, tmp_path: Path) -> None:
+    start()[0].close()
+    (path,) = _kept(tmp_path)
+    before = path.read_bytes()
+    runner, fake = start(prepare=lambda fake: setattr(fake, "compiled", compiled))
+    runner.infer(patches(1, 3))
+    if compiled is None:  # TensorRT-RTX failed to write it
+        with pytest.warns(RuntimeWarning, match="no compiled kernels"):
+            runner.close()
+    else:
+        runner.close()
+    assert fake.leaks() == []
+    assert fake.cuda.leaks() == []
+    assert path.read_bytes() == before, "what was compiled earlier stays"
+
+
+def test_kept_kernels_are_bounded_and_strays_go(start: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start()[0].close()
+    (first,) = _kept(tmp_path)
+    stray = first.parent / ".trtbuild-x.partial.kernels"
+    stray.write_bytes(b"of a killed process")
+    os.utime(first, (1, 1))
+    start()[0].close()
+    assert first.stat().st_mtime > 1, "what is used is not the next to go"
+    monkeypatch.setattr("trtbuild.runtime.runtime_cache.LIMIT", first.stat().st_size)
+    start(gpu=Cuda(name="Other"))[0].close()
+    (left,) = _kept(tmp_path)
+    assert left != first
+
+
+def test_kernels_that_another_user_planted_are_not_taken(
+    start: Open, tmp_path: Path, foreign: Callable[[Path], None]
+) -> None:
+    start()[0].close()
+    (path,) = _kept(tmp_path)
+    before = path.read_bytes()
+    foreign(path)
+    runner, fake = start(prepare=lambda fake: setattr(fake, "compiled", b"others"))
+    assert "belongs to another user" in runner.describe().details["runtime cache"]
+    assert_right(runner.infer(patches(1, 3)), patches(1, 3))
+    runner.close()
+    assert fake.taken_caches == []
+    assert path.read_bytes() == before
+
+
+def test_without_a_home_folder_the_engine_runs_all_the_same(start: Open, homeless: None) -> None:
+    runner, _ = start(cache=None)
+    assert runner.describe().details["runtime cache"].startswith("none:")
+    assert "TRTBUILD_CACHE" in runner.describe().details["runtime cache"]
+    assert_right(runner.infer(patches(1, 3)), patches(1, 3))
 
 
 def test_a_refused_or_damaged_cache_is_made_anew_and_told(start: Open, tmp_path: Path) -> None:

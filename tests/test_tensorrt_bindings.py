@@ -37,7 +37,7 @@ EVERY = (*VERSIONS, "rtx")
 SHAPES = {"x": ((1, 1, 8, 8), (2, 1, 8, 8), (4, 1, 8, 8))}
 FLAGS = {
     "tf32": "TF32", "sparsity": "SPARSE_WEIGHTS", "weight_streaming": "WEIGHT_STREAMING", "strip_plan": "STRIP_PLAN",
-    "refit": "REFIT", "version_compatible": "VERSION_COMPATIBLE",
+    "refit": "REFIT_IDENTICAL", "version_compatible": "VERSION_COMPATIBLE",
 }  # fmt: skip
 TRTS_OWN = ("version_compatible",)
 """Flags that TensorRT-RTX has in its enum and cannot use."""

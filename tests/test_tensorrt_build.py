@@ -168,10 +168,43 @@ def settings(rtx: Nvinfer) -> Any:
     return lambda **options: new_config(builder, rtx, TensorRTConfig(**options), SHAPES)
 
 
+# The first logger of the process is dropped, its memory is filled with something else, and TensorRT writes to it.
+FREED = """
+import ctypes, gc, sys
+import tensorrt_rtx as trt
+from trtbuild.engine.tensorrt.logger import Rows, new_logger
+from trtbuild.runtime.tensorrt_engine import Errors, error_log
+
+def made(what):
+    owner = Rows() if what == "build" else Errors()
+    return owner, trt.Runtime(new_logger(trt, owner, verbose=False) if what == "build" else error_log(trt, owner))
+
+first, second = made(sys.argv[1]), made(sys.argv[1])
+del first
+gc.collect()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+for size in range(16, 200, 8):
+    for _ in range(200):
+        ctypes.memset(ctypes.c_void_p(libc.malloc(ctypes.c_size_t(size))), 0x41, size)
+trt.get_plugin_registry().load_library("/nonexistent.so")
+print("alive")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="fills memory by the C library's own malloc")
+@pytest.mark.parametrize("what", ["build", "run"])
+def test_tensorrt_writes_to_no_logger_that_was_freed(what: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", FREED, what], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (result.returncode, result.stdout) == (0, "alive\n"), result.stderr
+
+
 class TestSettings:
     @pytest.mark.parametrize(("option", "flag"), [
         ("tf32", "TF32"), ("sparsity", "SPARSE_WEIGHTS"), ("weight_streaming", "WEIGHT_STREAMING"),
-        ("strip_plan", "STRIP_PLAN"), ("refit", "REFIT"),
+        ("strip_plan", "STRIP_PLAN"), ("refit", "REFIT_IDENTICAL"),
     ])  # fmt: skip
     @pytest.mark.parametrize("value", [True, False])
     def test_flags_are_set_and_cleared(self, settings: Any, rtx: Nvinfer, option: str, flag: str, value: bool) -> None:

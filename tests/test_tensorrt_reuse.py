@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import gc
+import hashlib
+import json
 import multiprocessing
 import os
 import stat
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +22,7 @@ import pytest
 from graph_samples import floats, model_of, node
 
 import trtbuild.atomic
-from trtbuild.cachefolder import Damaged, cache_folder, read_kept, write_kept
+from trtbuild.cachefolder import Damaged, Foreign, cache_folder, read_kept, write_kept
 from trtbuild.config import TensorRTConfig
 from trtbuild.engine.tensorrt.build import plan_from_onnx
 from trtbuild.engine.tensorrt.reuse import (
@@ -35,6 +39,7 @@ from trtbuild.errors import OutputError
 from trtbuild.nvinfer import Features, Nvinfer, nvinfer
 from trtbuild.spec import TensorSpec
 
+pytest_plugins = ["cache_samples"]
 SHAPES = {"x": ((1, 1, 8, 8), (2, 1, 8, 8), (4, 1, 8, 8))}
 DEVICE = {"gpu": "NVIDIA H200", "capability": "9.0", "driver": "580.1"}
 TENSOR = LayerTensor(name="x", shape=(4, 1, 8, 8), dtype="Half", format="")
@@ -120,7 +125,177 @@ def test_a_folder_that_cannot_be_used_names_the_way_out(
     assert isinstance(caught.value.__cause__, OSError)
 
 
+def test_without_a_home_folder_the_variable_is_named(homeless: None) -> None:
+    with pytest.raises(OutputError, match="TRTBUILD_CACHE") as caught:
+        made(Builds(), [])
+    assert "home" in str(caught.value.got)
+
+
+def test_a_folder_of_another_user_is_not_used(cache: Path, foreign: Callable[[Path], None]) -> None:
+    """Who owns the folder can put an engine into it, and an engine is code."""
+    foreign(cache_folder("engines"))
+    with pytest.raises(OutputError, match="belongs to another user") as caught:
+        made(Builds(), [])
+    assert caught.value.where == cache / "engines"
+    assert "TRTBUILD_CACHE" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("mode", [0o720, 0o702, 0o777, 0o1777])
+def test_a_folder_that_others_may_write_to_is_not_used(mode: int) -> None:
+    folder = cache_folder("engines")
+    folder.chmod(mode)
+    with pytest.raises(OutputError, match="others may write to it") as caught:
+        made(Builds(), [])
+    assert "chmod go-w" in str(caught.value.hint)
+    folder.chmod(0o755)
+    assert cache_folder("engines") == folder
+
+
 # kept files
+
+
+@pytest.mark.parametrize("mask", [0, 0o002, 0o022, 0o077])
+def test_nobody_else_can_write_to_a_kept_file(mask: int, tmp_path: Path) -> None:
+    before = os.umask(mask)
+    try:
+        write_kept(tmp_path / "f", {}, b"content")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o600
+    assert read_kept(tmp_path / "f")[1] == b"content"
+
+
+def test_a_file_that_others_may_write_to_is_built_again(cache: Path) -> None:
+    builds, lines = Builds(), list[str]()
+    made(builds, lines)
+    (file,) = (cache / "engines").glob("*.kept")
+    for mode in (0o620, 0o602):
+        file.chmod(mode)
+        assert made(builds, lines) == PLAN
+        assert "others may write to it" in lines[-2]
+    assert len(builds.calls) == 3
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_an_engine_that_another_user_planted_is_neither_used_nor_removed(
+    cache: Path, foreign: Callable[[Path], None]
+) -> None:
+    builds, lines = Builds(), list[str]()
+    store_plan(cache_folder("engines"), key(), replace(PLAN, content=b"planted"), name="net")
+    (file,) = (cache / "engines").glob("*.kept")
+    planted = file.read_bytes()
+    foreign(file)
+    for _ in range(2):
+        lines.clear()
+        assert made(builds, lines) == PLAN
+        assert "is not yours" in lines[0]
+        assert str(file) in lines[0]
+        assert "changed since" not in lines[1], "its facts say nothing either"
+        assert "is not kept for the next time" in lines[-1]
+    assert len(builds.calls) == 2
+    assert file.read_bytes() == planted
+    store_plan(cache_folder("engines"), key(b"other"), PLAN, name="net", limit=1)
+    assert file.read_bytes() == planted, "what is not ours does not go for its age either"
+
+
+@pytest.mark.parametrize("what", ["link", "pipe"])
+def test_what_is_no_file_is_neither_followed_nor_waited_for(what: str, cache: Path, tmp_path: Path) -> None:
+    builds, lines = Builds(), list[str]()
+    made(builds, lines)
+    (file,) = (cache / "engines").glob("*.kept")
+    elsewhere = tmp_path / "elsewhere"
+    file.rename(elsewhere)
+    if what == "link":
+        file.symlink_to(elsewhere)
+    else:
+        os.mkfifo(file)
+    with pytest.raises(Foreign):
+        read_kept(file)
+    assert made(builds, lines, config=TensorRTConfig(verbose=True)) == PLAN
+    assert len(builds.calls) == 2
+
+
+def test_a_file_whose_time_cannot_be_set_is_used_all_the_same(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    builds, lines = Builds(), list[str]()
+    made(builds, lines)
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert made(builds, lines) == PLAN
+    assert len(builds.calls) == 1
+    assert lines[-1].startswith("reusing the engine")
+
+
+def test_a_header_that_is_too_long_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_kept(tmp_path / "f", {"a": "x" * 200}, b"content")
+    monkeypatch.setattr("trtbuild.cachefolder.MAX_HEADER", 200)
+    with pytest.raises(Damaged, match="does not begin"):
+        read_kept(tmp_path / "f")
+
+
+def write_header(file: Path, header: bytes) -> None:
+    """A header with the right length and sum, whatever it says."""
+    file.write_bytes(b"trtbuild-cache 1 %d %s\n%s" % (len(header), hashlib.sha256(header).hexdigest().encode(), header))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"[]", b"1", b"{}", b"no JSON", b"\xff", b"[" * 100_000, b'{"size": 0}', b'{"size": 0, "sha256": 1, "facts": {}}',
+     b'{"size": "0", "sha256": "", "facts": {}}', b'{"size": 0, "sha256": "", "facts": []}'],
+    ids=str,
+)  # fmt: skip
+def test_an_odd_header_is_damage_and_breaks_no_other_build(header: bytes, cache: Path) -> None:
+    builds, lines = Builds(), list[str]()
+    made(builds, lines)
+    (file,) = (cache / "engines").glob("*.kept")
+    write_header(cache / "engines" / "odd.kept", header)
+    with pytest.raises(Damaged):
+        read_kept(cache / "engines" / "odd.kept")
+    made(builds, lines, config=TensorRTConfig(workspace=7))
+    assert lines[-1].endswith("workspace: default -> 7")
+    write_header(file, header)
+    made(builds, lines)
+    assert "damaged" in lines[-2]
+    assert len(builds.calls) == 3
+
+
+def _facts(**changes: Any) -> dict[str, Any]:
+    return {"key": key().facts, "name": "net", "built": 5e9, **changes}
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {}, _facts(key=None), _facts(key=[1]), _facts(key={"format": 1}), _facts(key={**key().facts, "onnx": 1}),
+        _facts(key={**key().facts, "config": {"a": {"b": 1}}}), _facts(key={**key().facts, "shapes": {"x": 1}}),
+        _facts(key={**key().facts, "shapes": {"x": ["1", "2"]}}), _facts(key={**key().facts, "flavour": None}),
+        _facts(key={**key().facts, "device": [1]}), _facts(key={**key().facts, "more": 1}),
+        _facts(key={**key().facts, "format": 2}), _facts(built=None), _facts(built="1"), _facts(built=float("nan")),
+        _facts(built=1e300), _facts(built=-1.0), _facts(name=None), _facts(name=["net"]),
+    ],
+    ids=lambda facts: json.dumps(facts)[-60:],
+)  # fmt: skip
+def test_odd_facts_of_a_neighbour_break_no_build(facts: dict[str, Any], cache: Path) -> None:
+    builds, lines = Builds(), list[str]()
+    made(builds, lines)
+    write_kept(cache / "engines" / "odd.kept", facts, b"")
+    made(builds, lines, config=TensorRTConfig(workspace=7))
+    assert lines[-1] == "building the engine of net: changed since the last one: workspace: default -> 7"
+
+
+@pytest.mark.parametrize("change", [{"built": "x"}, {"built": 1e300}, {"seconds": 10**400}, {"seconds": None},
+                                    {"warnings": 1}])  # fmt: skip
+def test_odd_facts_of_the_engine_itself_are_damage(change: dict[str, Any], cache: Path) -> None:
+    builds, lines = Builds(), list[str]()
+    made(builds, lines)
+    (file,) = (cache / "engines").glob("*.kept")
+    facts, content = read_kept(file)
+    write_kept(file, {**facts, **change}, content)
+    assert made(builds, lines) == PLAN
+    assert "damaged" in lines[1]
+    assert len(builds.calls) == 2
 
 
 def test_a_kept_file_gives_back_what_was_written(tmp_path: Path) -> None:
@@ -316,6 +491,15 @@ def test_the_folder_is_bounded_and_what_was_used_last_stays(cache: Path) -> None
     assert [stored_plan(folder, one) is not None for one in keys] == [False, True, False, False]
 
 
+@pytest.mark.parametrize("part", ["engines", "timing"])
+def test_what_killed_processes_left_goes(part: str, cache: Path) -> None:
+    folder = cache_folder(part)
+    stray = folder / ".trtbuild-x.partial.kept"
+    stray.write_bytes(b"half an eng")
+    made(Builds(replace(PLAN, timing_cache=b"a")), [], nvinfer=tensorrt())
+    assert not stray.exists()
+
+
 def _in_two_processes(work: Callable[[int, int, Any], None], rounds: int) -> Any:
     """Runs `work` with the numbers 1 and 2 at once, in fresh processes; gives what they reported."""
     context = multiprocessing.get_context("spawn")
@@ -461,12 +645,66 @@ def test_two_processes_lose_nothing_that_they_measured() -> None:
     assert set(found.split()) == {b"%d-%d" % (number, turn) for number in (1, 2) for turn in range(20)}
 
 
+def test_the_logger_of_a_merge_stays() -> None:
+    """TensorRT writes to the first logger of a process as long as that lives."""
+    trt, made = tensorrt(), list[Any]()
+    usual = trt.module.Logger
+
+    def logger(severity: int) -> Any:
+        one = usual(severity)
+        made.append(weakref.ref(one))
+        return one
+
+    logger.ERROR = usual.ERROR  # type: ignore[attr-defined]
+    trt.module.Logger = logger
+    kept(trt, b"a", b"", [])
+    kept(trt, b"b", b"", [])
+    gc.collect()
+    assert len(made) == 1
+    assert made[0]() is not None
+
+
 def test_a_cache_that_tensorrt_refuses_is_replaced_and_said() -> None:
     lines: list[str] = []
     kept(tensorrt(), b"foreign", b"", lines)
     kept(tensorrt(), b"a", b"", lines)
     assert lines == ["TensorRT does not take the kept timing cache; it is replaced"]
     assert timing_cache(tensorrt(), TensorRTConfig(), DEVICE, lines.append) == b"a"
+
+
+def test_timing_caches_are_bounded(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    for number in range(3):
+        kept(tensorrt(f"10.{number}"), b"a" * 1000, b"", lines)
+    files = sorted((cache / "timing").glob("*.timing"))
+    aside = files[0].with_suffix(".damaged")
+    aside.write_bytes(b"damaged" * 200)
+    for file in (*files, aside):
+        os.utime(file, (1, 1))
+    assert timing_cache(tensorrt("10.1"), TensorRTConfig(), DEVICE, lines.append) == b"a" * 1000
+    used = {file for file in files if file.stat().st_mtime > 1}
+    assert len(used) == 1
+    monkeypatch.setattr("trtbuild.engine.tensorrt.timing.LIMIT", 2 * files[0].stat().st_size)
+    kept(tensorrt("10.3"), b"a" * 1000, b"", lines)
+    left = set((cache / "timing").iterdir())
+    assert len(left) == 2
+    assert used < left
+    assert aside not in left
+    assert not lines
+
+
+def test_a_timing_cache_of_another_user_stays_where_it_is(cache: Path, foreign: Callable[[Path], None]) -> None:
+    lines: list[str] = []
+    kept(tensorrt(), b"a", b"", lines)
+    (file,) = (cache / "timing").glob("*.timing")
+    planted = file.read_bytes()
+    foreign(file)
+    builds = Builds(replace(PLAN, timing_cache=b"b"))
+    for _ in range(2):
+        made(builds, lines, nvinfer=tensorrt())
+    assert [call["timing_cache"] for call in builds.calls] == [b""], "and the engine is kept all the same"
+    assert any("is not yours" in line for line in lines)
+    assert file.read_bytes() == planted
 
 
 def test_a_damaged_timing_cache_is_set_aside(cache: Path) -> None:

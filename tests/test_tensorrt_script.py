@@ -15,7 +15,8 @@ import pytest
 from precision_samples import PATCHES, network_model
 
 from trtbuild.config import TensorRTConfig
-from trtbuild.engine.tensorrt.script import equivalent_commands
+from trtbuild.engine.tensorrt.script import check_script, equivalent_commands, script
+from trtbuild.errors import OutputError
 
 VARIABLE = "POLYGRAPHY_USE_TENSORRT_RTX"
 SHAPES = {"x": ((1, 1, 8, 8), (2, 1, 8, 8), (4, 1, 8, 8)), "y:0": ((1, 3), (1, 3), (1, 3))}
@@ -120,12 +121,94 @@ def test_what_has_no_option_is_a_comment() -> None:
 def test_names_cannot_leave_the_command() -> None:
     evil = "x; touch evil #'\n"
     lines = equivalent_commands(
-        TensorRTConfig(), {evil: ((1,), (1,), (1,))}, onnx=f"{evil}.onnx", engine="$(touch evil)", backend="tensorrt"
+        TensorRTConfig(), {"$(touch evil)": ((1,), (1,), (1,))}, onnx=f"{evil}.onnx", engine=evil, backend="tensorrt"
     )
-    for words in (shlex.split(line) for line in lines if not line.startswith("#")):
+    found = [shlex.split(line) for line in lines if not line.startswith("#")]
+    assert len(found) == 2
+    for words in found:
         assert any(evil in word for word in words)
         assert any("$(touch evil)" in word for word in words)
         assert "touch" not in words
+
+
+EVIL = "x\ntouch evil\r\x1b[31m\u2028touch evil #"
+
+
+def test_no_name_ends_a_comment(tmp_path: Path) -> None:
+    """The shell runs the script; the tools are not there, and nothing else is to happen."""
+    lines = equivalent_commands(
+        TensorRTConfig(compute_capabilities=(EVIL,)), {f"a,{EVIL}": ((1,), (1,), (1,))}, onnx=EVIL, engine=EVIL,
+        backend="tensorrt",
+    )  # fmt: skip
+    content = script(f"Builds {EVIL}.engine of {EVIL}.onnx.", [f"# {EVIL}, fp32", *lines])
+    (tmp_path / "build.sh").write_bytes(content)
+    for shell in ("sh", "bash"):
+        subprocess.run([shell, "build.sh"], cwd=tmp_path, env={"PATH": "/usr/bin:/bin"}, capture_output=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["build.sh"]
+    comments = [line for line in content.decode().split("\n") if line.startswith("#")]
+    assert all(line.isprintable() for line in comments)
+    assert content.startswith(b"#!/bin/sh\n")
+
+
+@pytest.mark.parametrize("name", ["a,b", "it's"])
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+def test_a_name_that_trtexec_cannot_take_is_said_in_place_of_its_command(backend: str, name: str) -> None:
+    shapes = {"x": ((1, 2),) * 3, name: ((1, 3),) * 3}
+    lines = equivalent_commands(TensorRTConfig(), shapes, onnx="n.onnx", engine="e.engine", backend=backend)
+    (polygraphy,) = (shlex.split(line) for line in lines if not line.startswith("#"))
+    assert [line for line in lines if line.startswith("# no command") and name in line]
+    assert f"{name}:[1,3]" in polygraphy
+    assert "polygraphy" in polygraphy
+
+
+# where a script may go
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "images").mkdir()
+    for name in ("net.onnx", "images/a.nii", "images/case.sh", "old.sh"):
+        (tmp_path / name).write_text("mine")
+    (tmp_path / "b.trtb" / "networks").mkdir(parents=True)
+    (tmp_path / "link.sh").symlink_to("net.onnx")
+    (tmp_path / "hard.sh").hardlink_to(tmp_path / "net.onnx")
+    (tmp_path / "to_bundle").symlink_to("b.trtb")
+    (tmp_path / "dangling.sh").symlink_to("b.trtb/none.sh")
+    (tmp_path / "nowhere.sh").symlink_to("gone")
+    (tmp_path / "folder.sh").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "net.onnx", "images/../net.onnx", "link.sh", "hard.sh", "images/case.sh", "images", "out.engine", "new.trtb",
+        "b.trtb/build.sh", "b.trtb/networks/n.sh", "to_bundle/build.sh", "dangling.sh", "nowhere.sh", "folder.sh",
+        "none/build.sh",
+        "net.onnx/build.sh",
+    ],
+)  # fmt: skip
+def test_a_script_replaces_no_input_no_output_and_nothing_of_a_bundle(name: str, overwrite: bool, place: Path) -> None:
+    taken = [place / "net.onnx", place / "images", place / "out.engine"]
+    with pytest.raises(OutputError, match="next:"):
+        check_script(place / name, taken=taken, overwrite=overwrite)
+
+
+def test_a_script_replaces_another_file_if_asked_to(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = [place / "net.onnx", place / "images", place / "none.trtb"]
+    for name in ("new.sh", "images/new.sh"):
+        check_script(place / name, taken=taken, overwrite=False)
+    with pytest.raises(OutputError, match="--overwrite"):
+        check_script(place / "old.sh", taken=taken, overwrite=False)
+    check_script(place / "old.sh", taken=taken, overwrite=True)
+    monkeypatch.chdir(place)
+    check_script(Path("new.sh"), taken=[Path("net.onnx")], overwrite=False)
+    with pytest.raises(OutputError, match="replace an input"):
+        check_script(place / "net.onnx", taken=[Path("net.onnx")], overwrite=True)
+    monkeypatch.chdir(place / "b.trtb")
+    with pytest.raises(OutputError, match="bundle"):
+        check_script(Path("new.sh"), taken=[], overwrite=False)
 
 
 @pytest.mark.parametrize("config", [{}, {"workspace": 512, "optimization_level": 2, "compute_capabilities": ("86",),
@@ -139,9 +222,9 @@ def test_polygraphy_builds_an_engine_by_the_line(config: dict[str, Any], tmp_pat
     lines = equivalent_commands(
         TensorRTConfig(**config), shapes, onnx="a net.onnx", engine="an engine", backend="tensorrt-rtx"
     )
-    script = "\n".join(["set -e", *(line for line in lines if not line.startswith("tensorrt_rtx"))])
+    text = "\n".join(["set -e", *(line for line in lines if not line.startswith("tensorrt_rtx"))])
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    done = subprocess.run(["sh", "-c", script], cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True,
+    done = subprocess.run(["sh", "-c", text], cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True,
                           text=True)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "an engine").read_bytes()[:4] == b"vtrt"

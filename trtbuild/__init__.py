@@ -17,11 +17,11 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from trtbuild.config import CalibrationConfig, GateConfig
 from trtbuild.errors import TrtbuildError
 
 if TYPE_CHECKING:
     from trtbuild.bundle import Bundle
+    from trtbuild.config import CalibrationConfig, GateConfig
     from trtbuild.steps.prediction.predictor import Predictor
 
 __version__ = "0.1.0"
@@ -62,7 +62,7 @@ def compile(  # the verb of the command line; the builtin is never wanted here
     Raises:
         GateFailed: the lower precision is not good enough; the bundle was written with FP32 engines.
     """
-    from trtbuild.config import CompileConfig
+    from trtbuild.config import CalibrationConfig, CompileConfig
     from trtbuild.steps.compilation.compile import compile_bundle
 
     config = CompileConfig(
@@ -119,6 +119,15 @@ def open(  # as in gzip.open: trtbuild.open(bundle)
         disagreement=disagreement,
         postprocessing=() if postprocessing is False else rules_from(postprocessing),
     )
+
+
+def __getattr__(name: str) -> Any:
+    """The configurations, when they are asked for: what this module imports at once delays the handler of Ctrl-C."""
+    if name in ("CalibrationConfig", "GateConfig"):
+        from trtbuild import config
+
+        return getattr(config, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _path(path: str | PathLike[str] | None) -> Path | None:

@@ -21,6 +21,7 @@ MODULES: Mapping[str, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_
 EXTRAS: Mapping[str, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
 CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of cuda.h
 DRIVER = "libcuda.so.1" if sys.platform != "win32" else "nvcuda.dll"
+_LOGGERS: list[Any] = []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,7 @@ def nvinfer(backend: Backend) -> Nvinfer:
             raise EngineError("TensorRT and TensorRT-RTX cannot be in one process.", expected=f"{other}, loaded before",
                               got=backend, hint="run the other one by a command of its own")  # fmt: skip
     module = _module(backend)
-    version = str(module.__version__)
+    version = _version(module, backend)
     return Nvinfer(
         backend=backend,
         module=module,
@@ -82,6 +83,17 @@ def features_from_module(module: Any) -> Features:
         hardware_compatibility=not numbered,  # likewise: "unsupported in TensorRT-RTX"
         runtime_cache=hasattr(module, "IRuntimeCache"),
     )
+
+
+def kept_logger(logger: Any) -> Any:
+    """Keeps an ILogger until the process ends, and gives it back.
+
+    TensorRT makes the first logger of a process its global one, holds no reference to it, and writes to it later on
+    ("the global logger is used only by standalone functions", getLogger of NvInferRuntime.h): a logger that is freed
+    can crash whatever comes after. So a logger should be small, and not hold what it writes to.
+    """
+    _LOGGERS.append(logger)
+    return logger
 
 
 def nvinfer_version(backend: Backend) -> str:
@@ -140,8 +152,22 @@ def _driver() -> Any | None:
 def _module(backend: Backend) -> Any:
     try:
         return importlib.import_module(MODULES[backend])
-    except ModuleNotFoundError as error:
-        raise MissingExtra(MODULES[backend], EXTRAS[backend], "build and run its engines") from error
     except (ImportError, OSError) as error:
-        raise EngineError("TensorRT cannot be loaded.", got=error, where=MODULES[backend],
-                          hint=f"pip install 'trtbuild[{EXTRAS[backend]}]'")  from error  # fmt: skip
+        if isinstance(error, ModuleNotFoundError) and error.name == MODULES[backend]:
+            raise MissingExtra(MODULES[backend], EXTRAS[backend], "build and run its engines") from error
+        raise _broken(backend, error) from error
+
+
+def _version(module: Any, backend: Backend) -> str:
+    """A package's version; a folder that only has its name, which Python imports as well, has none."""
+    version = getattr(module, "__version__", None)
+    if not isinstance(version, str):
+        sys.modules.pop(MODULES[backend], None)  # so that the other flavour does not find this one loaded
+        raise _broken(backend, f"no version in {', '.join(getattr(module, '__path__', ()))}")
+    return version
+
+
+def _broken(backend: Backend, got: object) -> EngineError:
+    again = f"pip install --force-reinstall 'trtbuild[{EXTRAS[backend]}]'"
+    return EngineError("TensorRT cannot be loaded.", expected=f"the package {MODULES[backend]}, whole", got=got,
+                       where=MODULES[backend], hint=again)  # fmt: skip

@@ -250,4 +250,4 @@ def onnx_file(facts: Facts) -> None:
     for line in facts["left"]:
         out.print(f"not: {printable(line)}")
     for line in facts["warnings"]:
-        out.print(f"TensorRT: {printable(line)}")
+        out.print(f"warning: {printable(line)}")

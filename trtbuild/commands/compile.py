@@ -115,7 +115,8 @@ def model_options(function: Callable[..., None]) -> Callable[..., None]:
     type=click.Choice(["auto", "entropy", "percentile", "minmax"]),
     default="auto",
     show_default=True,
-    help="How INT8 thresholds are chosen. auto: the gate decides between the three.",
+    help="How INT8 thresholds are chosen. auto: the gate decides between the three; percentile for NET.onnx, "
+    "which has no gate.",
 )
 @click.option(
     "--rest",

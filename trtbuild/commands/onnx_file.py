@@ -23,6 +23,7 @@ ONNX_FILE = (
         help="NET.onnx: inputs to measure ranges on: .npy (N, *shape), .npz (an array per input), Polygraphy's .json.",
     ),
 )
+BATCHES = ("min_batch", "opt_batch", "max_batch")
 OWN = ("min_shapes", "opt_shapes", "max_shapes", "arrays")
 SHARED = (
     "output", "backends", "precision", "rest", "method", "keep", "quantize_ends", "fp16_norms", "emit_script",
@@ -57,6 +58,7 @@ def compile_onnx(arguments: dict[str, Any], tensorrt: TensorRTConfig, *, as_json
             backend=tensorrt_flavour(arguments["backends"], progress.report),
             method=method,
             calibration=arguments["arrays"],
+            batch_options=tuple(options_given(*BATCHES)),
             tensorrt=tensorrt,
             **values,
         )

@@ -88,7 +88,11 @@ TENSORRT = (
         is_flag=True,
         help="TensorRT: leave the weights out of the plan. Needs a GPU at build time.",
     ),
-    click.option("--refit", is_flag=True, help="TensorRT: allow new weights later. Needs a GPU at build time."),
+    click.option(
+        "--refit",
+        is_flag=True,
+        help="TensorRT: the weights can be put in anew later, the same ones (REFIT_IDENTICAL). Needs a GPU at build time.",
+    ),
     click.option(
         "--noTimingCache",
         "timing_cache",
@@ -129,7 +133,6 @@ def tensorrt_from(given: dict[str, Any], *, is_onnx: bool) -> TensorRTConfig:
     if wanted and not is_onnx and not any(name in MODULES for name in given["backends"]):
         raise click.UsageError(f"{wanted[0]} is for TensorRT: add --backend tensorrt-rtx or tensorrt.")
     values = {name: given.pop(name) for name in NAMES}
-    capabilities = tuple(part.strip() for part in values.pop("compute_capabilities").split(",") if part.strip())
-    if not capabilities and options_given("compute_capabilities"):
-        raise click.UsageError("--compute-capability names no GPU: write 86,89, or leave it out for all.")
+    text = values.pop("compute_capabilities")
+    capabilities = tuple(part.strip() for part in text.split(",")) if options_given("compute_capabilities") else ()
     return TensorRTConfig(**values, compute_capabilities=capabilities, timing_cache=given.pop("timing_cache"))

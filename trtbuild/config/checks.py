@@ -50,7 +50,11 @@ def check_patterns(patterns: tuple[str, ...]) -> None:
         try:
             re.compile(pattern)
         except (re.error, RecursionError, OverflowError) as error:
-            raise TrtbuildError("--keep is no regular expression.", got=f"{pattern:.80}: {error}") from error
+            raise TrtbuildError(
+                "--keep is no regular expression.",
+                got=f"{pattern:.80}: {error}",
+                hint="a backslash before a sign takes it as it is: --keep '\\('",
+            ) from error
 
 
 def check_path(value: object, where: str, *, optional: bool) -> None:

@@ -11,10 +11,12 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from trtbuild.cachefolder import Damaged, cache_folder, read_kept, write_kept
+from trtbuild.cachefolder import Damaged, Foreign, bound, cache_folder, read_kept, write_kept
 from trtbuild.errors import OutputError
 
 PART, ENDING = "runtime", ".kernels"
+LIMIT = 1 << 30
+"""Bytes that the folder may hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +42,24 @@ def kept_cache(*, engine: str, version: str, gpu: str, capability: str) -> KeptC
         return KeptCache(path=path, content=read_kept(path)[1], note=str(path))
     except FileNotFoundError:
         return KeptCache(path=path, content=b"", note=f"{path}, new")
+    except Foreign as error:
+        return KeptCache(path=None, content=b"", note=f"none: {path} is not yours ({error})")
     except Damaged as error:
         return KeptCache(path=path, content=b"", note=f"{path}, made anew: it was damaged ({error})")
 
 
-def keep_cache(kept: KeptCache, content: bytes) -> None:
-    """Write the cache back where it changed. The logits are right without it: a failure is a warning."""
-    if kept.path is None or content == kept.content or not content:
+def keep_cache(kept: KeptCache, content: bytes | None) -> None:
+    """Write the cache back where it changed; None is what TensorRT-RTX gives where it fails.
+
+    The logits are right without it: a failure is a warning.
+    """
+    if kept.path is None or content == kept.content or content == b"":
+        return
+    if content is None:
+        warnings.warn("TensorRT-RTX gave no compiled kernels to keep.", RuntimeWarning, stacklevel=2)
         return
     try:
         write_kept(kept.path, {}, content)
+        bound(kept.path.parent, (ENDING,), newest=kept.path, limit=LIMIT)
     except OutputError as error:
         warnings.warn(f"TensorRT-RTX's compiled kernels are not kept: {error}", RuntimeWarning, stacklevel=2)

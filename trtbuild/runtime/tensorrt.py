@@ -19,7 +19,7 @@ from trtbuild.runtime.lanes import LaneRunner
 from trtbuild.runtime.ports import input_from_ports, output_from_ports
 from trtbuild.runtime.runner import RunnerInfo
 from trtbuild.runtime.tensorrt_engine import LoadedEngine
-from trtbuild.runtime.tensorrt_fit import check_gpu, check_version, engine_content
+from trtbuild.runtime.tensorrt_fit import check_gpu, check_version, check_weights, engine_content
 from trtbuild.runtime.tensorrt_lanes import Slots, TensorRTLane
 from trtbuild.spec import BuildRecord, Profile
 
@@ -98,14 +98,15 @@ def open_tensorrt(record: BuildRecord, engine: Path, *, threads: int | None = No
         threads: has no meaning on a GPU beyond being a number of threads.
 
     Raises:
-        EngineError: the file is not the one that was built, it was built by another version or for another GPU, there
-            is no NVIDIA driver, or TensorRT refused.
+        EngineError: the plan has no weights, the file is not the one that was built, it was built by another version
+            or for another GPU, there is no NVIDIA driver, or TensorRT refused.
         MissingExtra: the flavour's package or pycuda is not installed.
         OutOfMemory: the GPU has no memory left for weights or activations.
     """
     if threads is not None and threads < 1:
         raise EngineError("The number of threads is out of range.", expected=">= 1", got=threads)
     backend = _backend(record)
+    check_weights(record)
     content = engine_content(engine, record)
     version = installed_version(backend)
     check_version(record, flavour=f"{backend}-{version.partition('.')[0]}", version=version)
@@ -139,7 +140,7 @@ def _info(
         "capability": device.capability,
         "driver": f"CUDA {device.driver}",
         "batch": str(record.profile.max[0]),
-        "activation memory": f"{loaded.activation_memory} bytes per call",
+        "activation memory": f"{loaded.activation_memory} bytes per lane",
         "precision": "the record's: a plan does not tell its own",
         **loaded.details,
         **notes,

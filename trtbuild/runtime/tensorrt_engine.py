@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
 from trtbuild.errors import EngineError, OutOfMemory
-from trtbuild.nvinfer import Nvinfer
+from trtbuild.nvinfer import Nvinfer, kept_logger
 from trtbuild.runtime.device import NO_ROOM, Device
 from trtbuild.runtime.runtime_cache import KeptCache, keep_cache, kept_cache
 from trtbuild.runtime.tensorrt_fit import rebuild_hint
@@ -18,25 +19,57 @@ PROFILE = 0
 """The one optimisation profile that trtbuild builds; it is a context's without being set."""
 
 
+class Context:
+    """An execution context with its own activations, made and closed inside `Device.current`.
+
+    What fails here keeps this object in its traceback, and never TensorRT's own, which would then outlive its engine.
+    """
+
+    def __init__(self, engine: LoadedEngine) -> None:
+        self._engine = engine
+        self._made = [engine.made_context()]
+
+    def run(self, stream: int, shape: tuple[int, ...], addresses: dict[str, int], name: str) -> None:
+        """Begin to compute: `name` is the input, `addresses` are those of the input and the output."""
+        done = all(self._made[0].set_tensor_address(tensor, address) for tensor, address in addresses.items())
+        if not (done and self._made[0].set_input_shape(name, shape) and self._made[0].execute_async_v3(stream)):
+            raise self._engine.failure("TensorRT failed.")
+
+    def close(self) -> None:
+        self._made.clear()
+
+
 class LoadedEngine:
     """An engine on the GPU. `details` say how it runs, `activation_memory` is one context's, in bytes."""
 
     def __init__(self, library: Nvinfer, device: Device, record: BuildRecord, content: bytes, where: Path) -> None:
         self._module, self._device, self._where = library.module, device, where
         self.details: dict[str, str] = {}
+        self._errors = Errors()
+        self._runtime: Any = None
+        self._engine: Any = None
+        self._config: Any = None
+        self._cache: Any = None
         with device.current():
-            self._log = _error_log(library.module)
-            self._runtime = library.module.Runtime(self._log)
-            if record.options.get("version_compatible") is True:
-                self._runtime.engine_host_code_allowed = True
-            self._check_validity(content, rebuild_hint(record))
-            self._engine = self._runtime.deserialize_cuda_engine(content)
-            if self._engine is None:
-                raise self._failure("TensorRT cannot load the engine.")
-            self._config = self._engine.create_runtime_config()
-            self._cache: Any = None
-            self._kept = self._runtime_cache(library, record)
-            self.activation_memory = int(self._engine.device_memory_size_v2)
+            try:
+                self._load(record, content)
+                self._kept = self._runtime_cache(library, record)
+            except BaseException:
+                self._drop()
+                raise
+
+    def _load(self, record: BuildRecord, content: bytes) -> None:
+        self._runtime = self._module.Runtime(error_log(self._module, self._errors))
+        if record.options.get("version_compatible") is True:
+            self._runtime.engine_host_code_allowed = True
+        self._check_validity(content, rebuild_hint(record))
+        self._engine = self._runtime.deserialize_cuda_engine(content)
+        if self._engine is None:
+            raise self.failure("TensorRT cannot load the engine.")
+        if record.options.get("weight_streaming") is True:
+            self._stream_weights()
+        self.activation_memory = int(self._engine.device_memory_size_v2)  # depends on that
+        self._config = self._engine.create_runtime_config()
 
     def ports(self) -> tuple[list[TensorSpec], list[TensorSpec]]:
         """Inputs and outputs; a free dimension is "?"."""
@@ -49,25 +82,62 @@ class LoadedEngine:
         """Smallest, usual and largest shape of an input."""
         return [tuple(map(int, shape)) for shape in self._engine.get_tensor_profile_shape(name, PROFILE)]
 
-    def context(self) -> Any:
-        """A new execution context with its own activations. To be made and dropped inside `Device.current`."""
+    def context(self) -> Context:
+        """A new execution context."""
+        return Context(self)
+
+    def made_context(self) -> Any:
+        """TensorRT's own; for `Context`."""
         context = self._engine.create_execution_context(self._config)
         if context is None:
-            raise self._failure("TensorRT cannot make an execution context.")
+            raise self.failure("TensorRT cannot make an execution context.")
         return context
 
-    def run(self, context: Any, stream: int, shape: tuple[int, ...], addresses: dict[str, int], name: str) -> None:
-        """Begin to compute in a context: `name` is the input, `addresses` are those of the input and the output."""
-        done = all(context.set_tensor_address(tensor, address) for tensor, address in addresses.items())
-        if not (done and context.set_input_shape(name, shape) and context.execute_async_v3(stream)):
-            raise self._failure("TensorRT failed.")
+    def failure(self, what: str) -> EngineError:
+        """The error for what TensorRT refused, with the reasons that it logged since the last one."""
+        rows = list(self._errors.rows)
+        self._errors.rows.clear()
+        text = "; ".join(rows) or "TensorRT gave no reason"
+        if any(mark in text for mark in NO_MEMORY):
+            return OutOfMemory(what, got=text, where=self._where, hint=NO_ROOM)
+        return EngineError(what, got=text, where=self._where)
 
     def close(self) -> None:
-        """To be called when nothing is under way; contexts are dropped before."""
+        """To be called when nothing is under way; contexts are closed before."""
         with self._device.current():
-            if self._cache is not None:
-                keep_cache(self._kept, bytes(self._cache.serialize()))
-            del self._cache, self._config, self._engine, self._runtime
+            try:
+                self._keep_kernels()
+            finally:
+                self._drop()
+
+    def _keep_kernels(self) -> None:
+        if self._cache is not None:
+            content = self._cache.serialize()
+            keep_cache(self._kept, None if content is None else bytes(content))
+
+    def _drop(self) -> None:
+        """In the order in which they stand on each other, the newest first."""
+        self._cache = None
+        self._config = None
+        self._engine = None
+        self._runtime = None
+
+    def _stream_weights(self) -> None:
+        """Says how many of the weights stay on the GPU: by itself TensorRT keeps all of them there.
+
+        The automatic budget is what is free now, less some room (NvInferRuntime.h, getWeightStreamingAutomaticBudget).
+        It can be changed only before the first context, whose memory depends on it.
+        """
+        budget = int(self._engine.get_weight_streaming_automatic_budget())
+        try:
+            self._engine.weight_streaming_budget_v2 = budget
+        except RuntimeError as error:
+            raise self.failure("TensorRT refused a budget for its weights.") from error
+        found = int(self._engine.weight_streaming_budget_v2)
+        if found != budget:
+            raise self.failure("TensorRT refused a budget for its weights.")
+        size = int(self._engine.streamable_weights_size)
+        self.details["weight streaming"] = f"{found} of {size} bytes of weights stay on the GPU"
 
     def _check_validity(self, content: bytes, rebuild: str) -> None:
         """What TensorRT-RTX reads from the plan's header; without a driver it calls every engine invalid."""
@@ -99,9 +169,10 @@ class LoadedEngine:
         if kept.content and not self._cache.deserialize(kept.content):
             note += ", made anew: TensorRT-RTX refused it"
         if not self._config.set_runtime_cache(self._cache):
-            raise self._failure("TensorRT-RTX refused a runtime cache.")
-        self._log.errors.clear()  # a refused cache is no error of what comes next
-        self.details.update({"runtime cache": note, "CUDA graph": "whole"})
+            raise self.failure("TensorRT-RTX refused a runtime cache.")
+        self._errors.rows.clear()  # a refused cache is no error of what comes next
+        graph = self._config.cuda_graph_strategy.name  # whether a launch is captured is not told
+        self.details.update({"runtime cache": note, "CUDA graph": f"asked for: {graph}"})
         return kept
 
     def _spec(self, name: str) -> TensorSpec:
@@ -110,25 +181,25 @@ class LoadedEngine:
         shape = tuple("?" if size < 0 else int(size) for size in self._engine.get_tensor_shape(name))
         return TensorSpec(name=name, dtype=dtype, shape=shape)
 
-    def _failure(self, what: str) -> EngineError:
-        rows = list(self._log.errors)
-        self._log.errors.clear()
-        text = "; ".join(rows) or "TensorRT gave no reason"
-        if any(mark in text for mark in NO_MEMORY):
-            return OutOfMemory(what, got=text, where=self._where, hint=NO_ROOM)
-        return EngineError(what, got=text, where=self._where)
+
+class Errors:
+    """What TensorRT logged as errors: it returns None or False, and tells the reason there alone."""
+
+    def __init__(self) -> None:
+        self.rows: list[str] = []
 
 
-def _error_log(module: Any) -> Any:
-    """A logger that keeps errors; TensorRT returns None or False, and tells the reason here alone."""
+def error_log(module: Any, errors: Errors) -> Any:
+    """A logger that adds to `errors` while somebody else holds them; itself it lives on (`kept_logger`)."""
+    held = weakref.ref(errors)
 
     class ErrorLog(module.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             module.ILogger.__init__(self)
-            self.errors: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
-            if severity in (module.ILogger.ERROR, module.ILogger.INTERNAL_ERROR):
-                self.errors.append(message)
+            errors = held()
+            if errors is not None and severity in (module.ILogger.ERROR, module.ILogger.INTERNAL_ERROR):
+                errors.rows.append(message)
 
-    return ErrorLog()
+    return kept_logger(ErrorLog())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +12,10 @@ from trtbuild.spec import BuildRecord
 
 ANY = "all"
 """In place of compute capabilities: those that TensorRT-RTX supports, which it judges itself."""
+CURRENT = "current"
+"""In their place: the one of the GPU of the building machine, which the record names beside it."""
+VERSION = re.compile(r"(\d+(?:\.\d+)*)(?:(?:a|b|rc)\d+)?(?:\.post\d+)?(?:\.dev\d+)?(?:\+[\w.]+)?")
+"""A version of Python packages (PEP 440); what stands behind the numbers tells how the package was made."""
 
 
 def engine_content(engine: Path, record: BuildRecord) -> bytes:
@@ -33,12 +38,25 @@ def engine_content(engine: Path, record: BuildRecord) -> bytes:
     return content
 
 
+def check_weights(record: BuildRecord) -> None:
+    """Refuse a plan without weights: TensorRT loads it, runs it without a word, and computes nothing of use.
+
+    Raises:
+        EngineError: the plan was built with --stripWeights.
+    """
+    if record.options.get("strip_plan") is True:
+        raise EngineError("A plan that was built with --stripWeights has no weights and cannot run.",
+                          expected="a plan with its weights", got="options.strip_plan is true", where=_where(record),
+                          hint="refit it with TensorRT's own tools, or compile without --stripWeights")  # fmt: skip
+
+
 def check_version(record: BuildRecord, *, flavour: str, version: str) -> None:
     """Refuse an engine of another TensorRT than the installed one.
 
-    A plan runs in the very version that built it. One of TensorRT built with --versionCompatible also runs in newer
-    ones, up to the next major version (NVIDIA's support matrix, "Engine Portability"); TensorRT-RTX has no such plans
-    ("not compatible between different releases", its engine compatibility page).
+    A plan runs in the very version that built it, whose package may be another (10.13.3.9, 10.13.3.9.post1). One of
+    TensorRT built with --versionCompatible also runs in newer ones, up to the next major version (NVIDIA's support
+    matrix, "Engine Portability"); TensorRT-RTX has no such plans ("not compatible between different releases", its
+    engine compatibility page).
     """
     if record.backend == "tensorrt" and record.options.get("version_compatible") is True:
         built, here = _numbers(record.version, record), _numbers(version, record)
@@ -48,6 +66,8 @@ def check_version(record: BuildRecord, *, flavour: str, version: str) -> None:
     else:
         pairs = (("flavour", record.flavour, flavour), ("version", record.version, version))
         differing = [pair for pair in pairs if pair[1] != pair[2]]
+        if differing == [pairs[1]] and _numbers(record.version, record) == _numbers(version, record):
+            return
     for name, expected, got in differing:
         raise EngineError(f"The engine was built by another TensorRT: the {name} differs.", expected=expected,
                           got=f"{got}, installed here", where=_where(record), hint=rebuild_hint(record))  # fmt: skip
@@ -80,6 +100,8 @@ def check_gpu(record: BuildRecord, *, name: str, capability: str) -> Mapping[str
 
 def _check_capabilities(record: BuildRecord, capability: str) -> Mapping[str, str]:
     listed = _device(record, "capabilities")
+    if listed == CURRENT:
+        listed = _device(record, "capability").replace(".", "")
     if listed != ANY and capability.replace(".", "") not in listed.split(","):
         raise _wrong_gpu(record, listed, capability)
     return {}
@@ -106,10 +128,10 @@ def _text_option(record: BuildRecord, key: str) -> str:
 
 
 def _numbers(version: str, record: BuildRecord) -> tuple[int, ...]:
-    parts = version.split(".")
-    if not all(part.isdecimal() for part in parts):
+    found = VERSION.fullmatch(version)
+    if found is None:
         raise EngineError("A version is not made of numbers.", expected="10.16.1.11", got=version, where=_where(record))
-    return tuple(map(int, parts))
+    return tuple(map(int, found[1].split(".")))
 
 
 def _where(record: BuildRecord) -> str:

@@ -7,14 +7,13 @@ import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from math import prod
-from typing import Any
 
 import numpy as np
 
 from trtbuild.errors import EngineError
 from trtbuild.runtime.device import Buffer, Device, Pinned
 from trtbuild.runtime.runner import Batch, RunnerInfo
-from trtbuild.runtime.tensorrt_engine import LoadedEngine
+from trtbuild.runtime.tensorrt_engine import Context, LoadedEngine
 from trtbuild.spec import Profile
 
 FLOAT = 4
@@ -38,7 +37,7 @@ class Slots:
         self.device, self.loaded, self.profile, self.info = device, loaded, profile, info
         self._all: list[Slot] = []
         self._free: list[Slot] = []
-        self._contexts: dict[int, Any] = {}
+        self._contexts: dict[int, Context] = {}
         self._making = threading.Lock()
 
     def take(self) -> Slot:
@@ -63,20 +62,20 @@ class Slots:
                     self._contexts[stream] = self.loaded.context()
             self.run(self._contexts[stream], stream, source, target, batch)
 
-    def run(self, context: Any, stream: int, source: int, target: int, batch: int) -> None:
+    def run(self, context: Context, stream: int, source: int, target: int, batch: int) -> None:
         """Begin to compute; inside `Device.current`."""
         addresses = {self.info.inputs.name: source, self.info.outputs.name: target}
-        self.loaded.run(context, stream, (batch, *self.profile.max[1:]), addresses, self.info.inputs.name)
+        context.run(stream, (batch, *self.profile.max[1:]), addresses, self.info.inputs.name)
 
     def close(self) -> None:
         """Wait for all calls, and give back what they hold."""
-        with ExitStack() as stack:
+        with self.device.current(), ExitStack() as stack:  # from the last to the first, whichever of them fails
+            for context in self._contexts.values():
+                stack.callback(context.close)
+            if self._contexts:
+                stack.callback(self.device.cuda.Context.synchronize)  # the streams are not ours
             for slot in self._all:
                 stack.callback(slot.close)
-        with self.device.current():
-            if self._contexts:
-                self.device.cuda.Context.synchronize()  # the streams are not ours
-            self._contexts.clear()
 
 
 class Slot:
@@ -92,7 +91,7 @@ class Slot:
                 self._buffers.append(device.buffer(largest * FLOAT * prod(patch)))
                 stack.callback(self._buffers[-1].close)
             with device.current():
-                self._contexts = [slots.loaded.context()]
+                self._context = slots.loaded.context()
             stack.callback(self._drop_context)
             self._pinned: list[Pinned] = []
             stack.callback(self._unpin)
@@ -114,7 +113,7 @@ class Slot:
         with self._slots.device.current():
             for first, size, padded in calls:
                 self._stream.copy_in(buffers[0], source[first : first + padded])
-                self._slots.run(self._contexts[0], self._stream.handle, buffers[0].address, buffers[1].address, padded)
+                self._slots.run(self._context, self._stream.handle, buffers[0].address, buffers[1].address, padded)
                 self._stream.copy_out(target[first : first + size], buffers[1])
 
     def wait(self) -> None:
@@ -138,7 +137,7 @@ class Slot:
 
     def _drop_context(self) -> None:
         with self._slots.device.current():
-            self._contexts.clear()
+            self._context.close()
 
     def _unpin(self) -> None:
         while self._pinned:

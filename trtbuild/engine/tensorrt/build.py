@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trtbuild.config import TensorRTConfig
-from trtbuild.engine.tensorrt.failures import build_failure
+from trtbuild.engine.tensorrt.failures import build_failure, profile_failure
 from trtbuild.engine.tensorrt.logger import WARNING, Rows, new_logger
 from trtbuild.engine.tensorrt.parse import new_builder, parsed, unsupported
 from trtbuild.engine.tensorrt.progress import Stop, Tell, kept_interrupts, new_monitor, silent
@@ -22,7 +22,7 @@ from trtbuild.machine import give_back_memory
 from trtbuild.nvinfer import Nvinfer, no_driver
 from trtbuild.spec import TensorSpec
 
-__all__ = ["Tell", "plan_from_onnx", "shapes_from_io", "silent", "unsupported"]
+__all__ = ["Tell", "check_wishes", "plan_from_onnx", "shapes_from_io", "silent", "unsupported"]
 
 DTYPES = {
     "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT8": "int8", "UINT8": "uint8", "INT32": "int32",
@@ -102,6 +102,19 @@ def plan_from_onnx(
     return plan
 
 
+def check_wishes(config: TensorRTConfig, nvinfer: Nvinfer) -> None:
+    """Before any work: whether something comes of all that a configuration asks for, whether it is built or kept.
+
+    Raises:
+        EngineError: the flavour lacks something.
+    """
+    check_config(config, nvinfer)
+    if not config.timing_cache and not nvinfer.features.timing_cache:
+        raise EngineError(f"{nvinfer.backend} has no timing cache.", expected="no --noTimingCache",
+                          got="--noTimingCache", where=nvinfer.flavour,
+                          hint="leave --noTimingCache out, or use --backend tensorrt")  # fmt: skip
+
+
 def _built(run: _Run, model: bytes | Path, shapes: Shapes, timing_cache: bytes) -> _Built:
     """The plan as bytes of Python's; all that TensorRT made for it is gone when this returns."""
     builder = new_builder(run.nvinfer, run.logger, run.rows)
@@ -117,6 +130,9 @@ def _built(run: _Run, model: bytes | Path, shapes: Shapes, timing_cache: bytes) 
     run.stop.check()
     if plan is None:
         raise build_failure(run.rows, workspace=run.config.workspace)
+    trouble = profile_failure(run.rows)
+    if trouble is not None:
+        raise trouble
     written = None if cache is None else bytes(cache.serialize())
     # In the order in which they stand on each other; and before the copy, as the parser holds all weights once more
     del cache, settings, monitor, parser, network, builder

@@ -16,6 +16,7 @@ MEMORY = re.compile(
 )
 TURING = re.compile(r"Turing \(SM75\): FP32 3D convolution")
 NO_GPU = re.compile(r"cudaError (35|100)\b|CHECK\(status == CUDA_SUCCESS\) failed")
+PROFILE = re.compile(r"Profile k(MIN|OPT|MAX) values are not self-consistent")
 CANCELLED = re.compile(r"BuildCancell?ed")
 MOST = 3
 """Messages that an error shows; the first ones are the cause."""
@@ -41,6 +42,17 @@ def build_failure(rows: Rows, *, workspace: int | None) -> TrtbuildError:
         return without_gpu("Such an engine can only be built where there is an NVIDIA GPU.", f"{reason} ({got})")
     return EngineError("TensorRT cannot build the engine.", got=got, where=where,
                        hint="--verbose shows all that TensorRT says")  # fmt: skip
+
+
+def profile_failure(rows: Rows) -> EngineError | None:
+    """The error for a profile that no engine can keep, of which TensorRT only warns; None where it is fine."""
+    found = [line for line in rows.warnings() if PROFILE.search(line)]
+    if not found:
+        return None
+    return EngineError("The shapes of the profile do not go together.", expected="shapes that the engine can run",
+                       got="; ".join(found[:MOST]),
+                       hint="give other shapes: --minShapes, --optShapes, --maxShapes, or a smaller "
+                            "--max-batch")  # fmt: skip
 
 
 def without_gpu(what: str, got: str) -> EngineError:

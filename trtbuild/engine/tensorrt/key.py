@@ -9,10 +9,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from trtbuild.cachefolder import Damaged
 from trtbuild.config import TensorRTConfig
 from trtbuild.engine.tensorrt.values import Shapes
 from trtbuild.nvinfer import Nvinfer
-from trtbuild.spec import json_from_value
+from trtbuild.spec import json_from_value, value_from_json
 
 FORMAT = 1
 """Raised when the same key would be built into another engine, or kept in another way."""
@@ -73,6 +74,20 @@ def engine_key(
     )
 
 
+def key_from_facts(facts: object) -> EngineKey:
+    """The key whose `facts` these are.
+
+    Raises:
+        Damaged: they are those of no key, or of one of another FORMAT.
+    """
+    if not isinstance(facts, Mapping) or facts.get("format") != FORMAT:
+        raise Damaged("its key is none of this version")
+    try:
+        return value_from_json(EngineKey, {name: value for name, value in facts.items() if name != "format"})
+    except ValueError as error:  # pydantic's
+        raise Damaged(f"its key is none of this version: {' '.join(str(error).split()):.200}") from error
+
+
 def _sha256(model: bytes | Path) -> str:
     if isinstance(model, bytes):
         return hashlib.sha256(model).hexdigest()
@@ -83,9 +98,9 @@ def _sha256(model: bytes | Path) -> str:
     return digest.hexdigest()
 
 
-def changes(before: Mapping[str, Any], key: EngineKey) -> tuple[str, ...]:
-    """What differs between the `facts` of another key (of this FORMAT) and this one: "workspace: 512 -> 1024"."""
-    now = key.facts
+def changes(other: EngineKey, key: EngineKey) -> tuple[str, ...]:
+    """What differs between another key and this one: "workspace: 512 -> 1024"."""
+    before, now = other.facts, key.facts
     lines = ["the network (its ONNX)"] if before["onnx"] != now["onnx"] else []
     old, new = (f"{_flavour(facts['flavour'])} {facts['version']}" for facts in (before, now))
     lines += [f"{old} -> {new}"] if old != new else []

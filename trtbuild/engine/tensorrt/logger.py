@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from trtbuild.nvinfer import kept_logger
 
 INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
 """nvinfer1::ILogger::Severity, whose numbers are the same in every version."""
@@ -57,19 +60,22 @@ def sentence(message: str) -> str:
 def new_logger(module: Any, rows: Rows, *, verbose: bool) -> Any:
     """An ILogger of this TensorRT that keeps everything in `rows`; `verbose` also prints it to stderr as it comes.
 
-    It must live longer than all that is made with it.
+    It lives as long as the process (`kept_logger`), and writes to `rows` as long as somebody else holds these.
     """
+    held = weakref.ref(rows)
 
     class Logger(module.ILogger):  # type: ignore[misc] # a class of the module that is loaded
         def __init__(self) -> None:
             module.ILogger.__init__(self)
 
         def log(self, severity: Any, msg: str) -> None:
-            rows.all.append((int(severity), msg))
+            rows = held()
+            if rows is not None:
+                rows.all.append((int(severity), msg))
             if verbose:
                 print(f"[{LETTERS[int(severity)]}] {msg}", file=sys.stderr)
 
-    return Logger()
+    return kept_logger(Logger())
 
 
 def _silent(message: str) -> bool:

@@ -6,18 +6,17 @@ TensorRT and the device that the engine is for. Each engine is one file in the u
 
 from __future__ import annotations
 
-import contextlib
-import os
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from trtbuild.atomic import locked, remove_strays
-from trtbuild.cachefolder import Damaged, cache_folder, read_facts, read_kept, write_kept
+from trtbuild.cachefolder import Damaged, Foreign, bound, cache_folder, discard, read_facts, read_kept, write_kept
 from trtbuild.config import TensorRTConfig
 from trtbuild.engine.tensorrt.build import plan_from_onnx
-from trtbuild.engine.tensorrt.key import FORMAT, EngineKey, changes, engine_key
+from trtbuild.engine.tensorrt.key import EngineKey, changes, engine_key, key_from_facts
 from trtbuild.engine.tensorrt.layers_file import facts_from_table, table_from_facts
 from trtbuild.engine.tensorrt.progress import Tell
 from trtbuild.engine.tensorrt.timing import keep_timing_cache, timing_cache
@@ -31,6 +30,8 @@ LIMIT = 20 << 30
 __all__ = ["EngineKey", "difference", "engine_key", "plan_or_build", "store_plan", "stored_plan"]
 
 ENDING = ".kept"
+END_OF_TIME = 253402300800.0
+"""Seconds; the year 10000, which Python's calendar does not have."""
 
 
 def stored_plan(folder: Path, key: EngineKey, report: Callable[[str], None] = lambda line: None) -> Plan | None:
@@ -66,18 +67,13 @@ def store_plan(folder: Path, key: EngineKey, plan: Plan, *, name: str, limit: in
         "seconds": plan.seconds,
     }
     write_kept(_path(folder, key), facts, plan.content)
-    with locked(folder):
-        remove_strays(folder)
-        _remove_oldest(folder, _path(folder, key), limit)
+    bound(folder, (ENDING,), newest=_path(folder, key), limit=limit)
 
 
 def difference(folder: Path, key: EngineKey, name: str) -> tuple[str, ...] | None:
     """What differs from the newest kept engine of the same network name, in words; None where there is no such one."""
-    found = [facts for facts in _all_facts(folder) if facts["name"] == name]
-    if not found:
-        return None
-    newest = max(found, key=lambda facts: float(facts["built"]))
-    return changes(newest["key"], key)
+    found = [(built, other) for known, built, other in _all_keys(folder) if known == name]
+    return changes(max(found, key=lambda each: each[0])[1], key) if found else None
 
 
 def plan_or_build(
@@ -117,12 +113,18 @@ def plan_or_build(
     report(f"building the engine of {name}{': changed since the last one: ' * bool(changed)}{'; '.join(changed or ())}")
     known = timing_cache(nvinfer, config, device, report)
     plan = build(model, nvinfer=nvinfer, config=config, shapes=shapes, tell=tell, timing_cache=known)
-    try:
-        keep_timing_cache(nvinfer, config, device, plan, known, report)
-        store_plan(folder, key, plan, name=name)
-    except OutputError as error:  # the engine itself is there: what is lost is a shorter wait next time
-        report(f"the engine of {name} is not kept for the next time: {' '.join(str(error).split())}")
+    _keep(f"what was measured for {name}", report,
+          lambda: keep_timing_cache(nvinfer, config, device, plan, known, report))  # fmt: skip
+    _keep(f"the engine of {name}", report, lambda: store_plan(folder, key, plan, name=name))
     return plan
+
+
+def _keep(what: str, report: Callable[[str], None], keep: Callable[[], None]) -> None:
+    """Goes on where it fails: the engine itself is there, and what is lost is a shorter wait next time."""
+    try:
+        keep()
+    except OutputError as error:
+        report(f"{what} is not kept for the next time: {' '.join(str(error).split())}")
 
 
 def _path(folder: Path, key: EngineKey) -> Path:
@@ -140,7 +142,7 @@ def _plan(facts: Mapping[str, Any], content: bytes) -> Plan:
             warnings=tuple(facts["warnings"]),
             seconds=float(facts["seconds"]),
         )
-    except (ValueError, TypeError, KeyError, TrtbuildError) as error:  # pydantic's error is a ValueError
+    except (ValueError, TypeError, KeyError, OverflowError, TrtbuildError) as error:  # a ValueError is pydantic's
         raise Damaged(f"its facts are not those of this version: {' '.join(str(error).split()):.200}") from error
 
 
@@ -151,16 +153,16 @@ def _stored(folder: Path, key: EngineKey, report: Callable[[str], None]) -> tupl
         facts, content = read_kept(path)
         if facts.get("key") != key.facts:
             raise Damaged("it is of another key")
-        found = _plan(facts, content), float(facts.get("built", 0))
-        os.utime(path)
+        return _plan(facts, content), _built(facts)
     except FileNotFoundError:
+        return None
+    except Foreign as error:
+        report(f"a kept engine is not yours and is not used; it is built again: {error} ({path})")
         return None
     except (Damaged, OSError) as error:
         report(f"a kept engine is damaged, and is built again: {error} ({path.name})")
-        with contextlib.suppress(OSError):  # what cannot be removed is replaced after the build, or reported again
-            path.unlink()
+        discard(path)  # what cannot be removed is replaced after the build, or reported again
         return None
-    return found
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -168,24 +170,17 @@ def _entries(folder: Path) -> list[Path]:
     return [path for path in folder.glob(f"*{ENDING}") if not path.name.startswith(".")]
 
 
-def _all_facts(folder: Path) -> Iterator[dict[str, Any]]:
+def _all_keys(folder: Path) -> Iterator[tuple[str, float, EngineKey]]:
+    """Name, time of the build and key of what is kept and can be read."""
     for path in _entries(folder):
-        with contextlib.suppress(Damaged, FileNotFoundError):  # said when it is to be used
+        with suppress(Damaged, FileNotFoundError):  # said when it is to be used
             facts = read_facts(path)
-            if facts.get("key", {}).get("format") == FORMAT:
-                yield facts
+            yield str(facts.get("name")), _built(facts), key_from_facts(facts.get("key"))
 
 
-def _remove_oldest(folder: Path, newest: Path, limit: int) -> None:
-    sizes = {}
-    for path in _entries(folder):
-        with contextlib.suppress(FileNotFoundError):  # another process removed it
-            stat = path.stat()
-            sizes[path] = (stat.st_mtime_ns, stat.st_size)
-    total = sum(size for _, size in sizes.values())
-    for path in sorted(sizes.keys() - {newest}, key=lambda path: sizes[path][0]):
-        if total <= limit:
-            return
-        with contextlib.suppress(OSError):  # in use (Windows): it goes another time
-            path.unlink(missing_ok=True)
-            total -= sizes[path][1]
+def _built(facts: Mapping[str, Any]) -> float:
+    """When, in seconds since 1970."""
+    built = facts.get("built")
+    if not isinstance(built, float) or not math.isfinite(built) or not 0 <= built < END_OF_TIME:
+        raise Damaged("it does not say when it was built")
+    return built

@@ -9,14 +9,51 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from trtbuild.config import TensorRTConfig
 from trtbuild.engine.tensorrt.settings import CURRENT
 from trtbuild.engine.tensorrt.values import Shapes
+from trtbuild.errors import OutputError
 
 POLYGRAPHY_LEVELS: Mapping[str, str] = {"ampere+": "ampere_plus", "sameComputeCapability": "same_compute_capability"}
 TOOLS: Mapping[str, str] = {"tensorrt": "trtexec", "tensorrt-rtx": "tensorrt_rtx"}
 TIMING_CACHE = "timing.cache"
+BUNDLE = ".trtb"
+
+
+def check_script(path: Path, *, taken: Sequence[Path], overwrite: bool) -> None:
+    """Before any work: whether a script may be written there.
+
+    Args:
+        path: where it is to go.
+        taken: all that the command reads and writes, files and folders. Nothing in such a folder is replaced.
+        overwrite: whether a file that is there may be replaced.
+
+    Raises:
+        OutputError: it is an input or an output, lies in a bundle or in no folder, or exists.
+    """
+    if not path.parent.is_dir():
+        raise OutputError("There is no such folder for the script.", where=path.parent,
+                          hint="make it, or choose another one with --emit-script")  # fmt: skip
+    real = path.resolve()
+    for other in taken:
+        if _is_same(path, other) or (real.is_file() and other.is_dir() and other.resolve() in real.parents):
+            raise OutputError("The script would replace an input or an output.", expected="a file of its own",
+                              got=path, where=other, hint="choose another name with --emit-script")  # fmt: skip
+    if any(part.suffix.lower() == BUNDLE for place in (path.absolute(), real) for part in (place, *place.parents)):
+        raise OutputError("A bundle holds nothing but its own files.", expected="a place outside of it", where=path,
+                          hint="choose another name with --emit-script, such as build.sh")  # fmt: skip
+    if path.is_symlink() or path.exists():
+        if not path.is_file():
+            raise OutputError("The script would replace what is no file.", expected="a file, or nothing", where=path,
+                              hint="choose another name with --emit-script")  # fmt: skip
+        if not overwrite:
+            raise OutputError("The script exists.", where=path, hint="choose another name, or add --overwrite")
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    return path.resolve() == other.resolve() or (path.exists() and other.exists() and path.samefile(other))
 
 
 def equivalent_commands(
@@ -33,7 +70,8 @@ def equivalent_commands(
         backend: "tensorrt" or "tensorrt-rtx".
 
     Returns:
-        Each option of `config` is in the command, or named in a comment above it where the tool has none.
+        Each option of `config` is in the command, or named in a comment above it where the tool has none. In place of
+        a command of trtexec's there is a comment where it cannot be given the name of an input.
     """
     tool, options = _tool(config, shapes, onnx, engine, backend), _polygraphy(config, shapes, backend)
     polygraphy = ["polygraphy", "convert", onnx, "--convert-to", "trt", "-o", engine, "--strongly-typed", *options]
@@ -41,7 +79,7 @@ def equivalent_commands(
     return (
         f"# {TOOLS[backend]}",
         *_comments(config, backend, polygraphy=False),
-        shlex.join(tool),
+        _unwritable(shapes, TOOLS[backend]) or shlex.join(tool),
         "# Polygraphy",
         *_comments(config, backend, polygraphy=True),
         variable + shlex.join(polygraphy),
@@ -51,7 +89,13 @@ def equivalent_commands(
 def script(title: str, commands: Sequence[str]) -> bytes:
     """A shell script of `equivalent_commands`. Either tool writes each engine, so a missing one stops nothing."""
     head = ("#!/bin/sh", f"# {title}", "# Each engine stands here twice: by NVIDIA's own tool, and by Polygraphy.")
-    return ("\n".join((*head, *commands)) + "\n").encode()
+    lines = (_harmless(line) if line.startswith("#") else line for line in (*head, *commands))
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _harmless(comment: str) -> str:
+    """A comment that is one line: a name in it may hold line ends, and what is behind one would be run."""
+    return "".join(sign if sign.isprintable() else "?" for sign in comment)
 
 
 def _tool(config: TensorRTConfig, shapes: Shapes, onnx: str, engine: str, backend: str) -> list[str]:
@@ -128,7 +172,15 @@ def _comments(config: TensorRTConfig, backend: str, *, polygraphy: bool) -> Sequ
         missing.append("version_compatible: TensorRT-RTX has none")
     if backend == "tensorrt" and polygraphy and not config.timing_cache:
         missing.append("timing_cache=False: nothing is kept, but within a build times are used again")
-    return [f"# no option for {line}" for line in missing]
+    return [_harmless(f"# no option for {line}") for line in missing]
+
+
+def _unwritable(shapes: Shapes, tool: str) -> str | None:
+    """A comment where trtexec cannot be told a shape: it splits at commas and quotes wherever they stand."""
+    for name in shapes:
+        if "," in name or "'" in name:
+            return _harmless(f"# no command: {tool} takes no input whose name holds a comma or a quote: {name}")
+    return None
 
 
 def _quoted(tensor: str) -> str:

@@ -82,7 +82,7 @@ def _set_flags(result: Any, nvinfer: Nvinfer, config: TensorRTConfig) -> None:
         "SPARSE_WEIGHTS": config.sparsity,
         "WEIGHT_STREAMING": config.weight_streaming,
         "STRIP_PLAN": config.strip_plan,
-        "REFIT": config.refit,
+        "REFIT_IDENTICAL": config.refit,  # after REFIT numbers may be wrong, refitted or not ("Refitting an Engine")
         "VERSION_COMPATIBLE": config.version_compatible,
     }
     if nvinfer.features.timing_cache:

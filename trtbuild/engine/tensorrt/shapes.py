@@ -34,8 +34,8 @@ def shapes_from_io(inputs: Sequence[TensorSpec], config: TensorRTConfig) -> Shap
     return result
 
 
-def check_shapes(inputs: Sequence[TensorSpec], shapes: Shapes) -> None:
-    """Whether a profile is one of these inputs.
+def check_shapes(inputs: Sequence[TensorSpec], shapes: Shapes, kinds: Sequence[str] = KINDS) -> None:
+    """Whether a profile is one of these inputs; `kinds` are what messages call its three shapes.
 
     Raises:
         EngineError: a name that is no input, an input without shapes though it has free dimensions, another number of
@@ -49,16 +49,16 @@ def check_shapes(inputs: Sequence[TensorSpec], shapes: Shapes) -> None:
                               got=name, hint=f"Did you mean {close[0]}?" if close else None)  # fmt: skip
     for name, spec in known.items():
         if name in shapes:
-            _check(spec, shapes)
+            _check(spec, shapes, kinds)
         elif not all(isinstance(n, int) for n in spec.shape):
             raise EngineError("The profile lacks an input with free dimensions.", where=f"input {name}",
                               expected=f"smallest, usual and largest shape of {_text(spec.shape)}",
                               got=", ".join(shapes) or "no shapes", hint="give its shapes")  # fmt: skip
 
 
-def _check(spec: TensorSpec, shapes: Mapping[str, Sequence[Sequence[int]]]) -> None:
+def _check(spec: TensorSpec, shapes: Mapping[str, Sequence[Sequence[int]]], kinds: Sequence[str]) -> None:
     where = f"input {spec.name}"
-    for kind, shape in zip(KINDS, shapes[spec.name], strict=True):
+    for kind, shape in zip(kinds, shapes[spec.name], strict=True):
         fits = len(shape) == len(spec.shape) and all(
             have >= 1 if isinstance(want, str) else have == want for have, want in zip(shape, spec.shape, strict=True)
         )
@@ -69,7 +69,8 @@ def _check(spec: TensorSpec, shapes: Mapping[str, Sequence[Sequence[int]]]) -> N
     smallest, usual, largest = shapes[spec.name]
     if not all(a <= b <= c for a, b, c in zip(smallest, usual, largest, strict=True)):
         raise EngineError("The shapes of the profile are out of order.", expected="smallest <= usual <= largest",
-                          got=" ".join(map(_text, (smallest, usual, largest))), where=where)  # fmt: skip
+                          got=" ".join(map(_text, (smallest, usual, largest))), where=where,
+                          hint="give them in this order: --minShapes, --optShapes, --maxShapes")  # fmt: skip
 
 
 def _text(shape: Sequence[int | str]) -> str:

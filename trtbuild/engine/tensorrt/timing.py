@@ -7,14 +7,17 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from trtbuild.atomic import locked, output_error
-from trtbuild.cachefolder import Damaged, cache_folder, read_kept, write_kept
+from trtbuild.atomic import locked
+from trtbuild.cachefolder import Damaged, Foreign, bound, cache_folder, discard, read_kept, write_kept
 from trtbuild.config import TensorRTConfig
 from trtbuild.engine.tensorrt.values import Plan
-from trtbuild.nvinfer import Nvinfer
+from trtbuild.errors import OutputError
+from trtbuild.nvinfer import Nvinfer, kept_logger
 
 Report = Callable[[str], None]
 ENDING, SET_ASIDE = ".timing", ".damaged"
+LIMIT = 1 << 30
+"""Bytes that the folder may hold: a cache has some megabytes per version and GPU."""
 
 
 def timing_cache(nvinfer: Nvinfer, config: TensorRTConfig, device: Mapping[str, str], report: Report) -> bytes:
@@ -51,12 +54,13 @@ def keep_timing_cache(
         kept = _read(path, report)
         merged = plan.timing_cache if kept in (known, b"") else combined(nvinfer, kept, plan.timing_cache, report)
         write_kept(path, {}, merged)
+    bound(path.parent, (ENDING, SET_ASIDE), newest=path, limit=LIMIT)
 
 
 def combined(nvinfer: Nvinfer, kept: bytes, new: bytes, report: Report) -> bytes:
     """Both caches in one; `new` alone where TensorRT does not take the kept one, which is reported."""
     trt = nvinfer.module
-    logger = trt.Logger(trt.Logger.ERROR)
+    logger = kept_logger(trt.Logger(trt.Logger.ERROR))
     config = trt.Builder(logger).create_builder_config()
     ours, theirs = (config.create_timing_cache(content) for content in (new, kept))
     if ours is None or theirs is None or not ours.combine(theirs, ignore_mismatch=False):
@@ -81,13 +85,13 @@ def _read(path: Path, report: Report) -> bytes:
         return read_kept(path)[1]
     except FileNotFoundError:
         return b""
+    except Foreign as error:
+        report(f"the timing cache is not yours and is not used: {error} ({path})")
+        return b""
     except Damaged as error:
         aside = path.with_suffix(SET_ASIDE)
         report(f"the timing cache is damaged, and goes on empty: {error} (set aside as {aside.name})")
-        try:
-            path.replace(aside)
-        except FileNotFoundError:  # another process did it
-            return b""
-        except OSError as other:
-            raise output_error(other, aside) from other
+        if not discard(path, aside):
+            raise OutputError("A damaged timing cache cannot be set aside.", where=path,
+                              hint="remove it")  from error  # fmt: skip
         return b""

@@ -63,11 +63,11 @@ def chosen_backends(config: CompileConfig, report: Report) -> Backends:
 
 def _device(config: CompileConfig, backend: Backend) -> Nvinfer:
     """The flavour, which has all that is asked of it, a GPU that it builds for, and a folder to keep engines in."""
+    from trtbuild.engine.tensorrt.build import check_wishes
     from trtbuild.engine.tensorrt.record import target_device
-    from trtbuild.engine.tensorrt.settings import check_config
 
     flavour = nvinfer(backend)
-    check_config(config.tensorrt, flavour)
+    check_wishes(config.tensorrt, flavour)
     target_device(config.tensorrt, flavour)
     cache_folder("engines")
     return flavour

@@ -4,41 +4,53 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from trtbuild.atomic import write_whole
 from trtbuild.engine.tensorrt import Plan, Shapes, unsupported
+from trtbuild.engine.tensorrt.build import check_wishes
 from trtbuild.engine.tensorrt.layers_file import layers_file
 from trtbuild.engine.tensorrt.record import record_from_plan, target_device
 from trtbuild.engine.tensorrt.reuse import engine_key, plan_or_build
 from trtbuild.engine.tensorrt.script import equivalent_commands, script
-from trtbuild.errors import EngineError, GraphError, OutputError
+from trtbuild.errors import EngineError, GraphError
 from trtbuild.graph import load_onnx
 from trtbuild.graph.cost import operations
-from trtbuild.nvinfer import nvinfer
+from trtbuild.nvinfer import Nvinfer, nvinfer
 from trtbuild.spec import BuildRecord, json_from_value
-from trtbuild.steps.compilation.onnx_config import OnnxFileConfig, profile_of
-from trtbuild.steps.compilation.onnx_typed import inputs_of, typed_graph
+from trtbuild.steps.compilation.onnx_config import OnnxFileConfig
+from trtbuild.steps.compilation.onnx_interface import inputs_of
+from trtbuild.steps.compilation.onnx_outputs import check_paths, write_outputs
+from trtbuild.steps.compilation.onnx_shapes import profile_of
+from trtbuild.steps.compilation.onnx_typed import TypedGraph, typed_graph
 
 if TYPE_CHECKING:
     import onnx
 
 Say = Callable[[str], None]
+PRECISION = ("method", "patches", "quantized", "left")
+"""What NAME.engine.json says of how the precision came about."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompiledOnnx:
-    """What was made: the engine's record, the layers in INT8, and `<name>: <reason>` of what stayed higher."""
+    """What was made: the engine's record, the layers in INT8, and `<name>: <reason>` of what stayed higher.
+
+    `method` is how INT8 thresholds were chosen and `patches` on how many inputs the network was calibrated; None where
+    it was not. `warnings` are of its accuracy, and TensorRT's own, which say so.
+    """
 
     record: BuildRecord
+    method: str | None
+    patches: int | None
     quantized: tuple[str, ...]
     left: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
 def compile_onnx_file(config: OnnxFileConfig, report: Say, say: Say) -> CompiledOnnx:
-    """Writes NAME.engine (the raw plan), NAME.onnx (the typed graph) and NAME.engine.json (BuildRecord, layer table).
+    """Writes NAME.engine (the raw plan), NAME.onnx (the typed graph) and NAME.engine.json (all that is known of them).
 
     Args:
         config: what to compile.
@@ -52,16 +64,15 @@ def compile_onnx_file(config: OnnxFileConfig, report: Say, say: Say) -> Compiled
         EngineError: TensorRT does not build it; nodes that it does not know are all named.
         TrtbuildError: the wishes do not go together.
     """
-    _check_outputs(config)
+    check_paths(config)
     flavour = nvinfer(config.backend)
+    check_wishes(config.tensorrt, flavour)
     model = load_onnx(config.model)
     shapes = profile_of(config, inputs_of(model))
-    typed = typed_graph(config, model, report, say)
+    check = partial(_check_operators, config, flavour)
+    typed = typed_graph(config, model, report, say, check)
+    check(typed.model)
     content: bytes = typed.model.SerializeToString(deterministic=True)
-    unknown = unsupported(content, flavour)
-    if unknown:
-        raise EngineError(f"{flavour.backend} {flavour.version} cannot build this network.", got="; ".join(unknown[:5]),
-                          expected="operators that its ONNX parser knows", where=config.model)  # fmt: skip
     device = target_device(config.tensorrt, flavour)
     plan = plan_or_build(
         content,
@@ -85,21 +96,37 @@ def compile_onnx_file(config: OnnxFileConfig, report: Say, say: Say) -> Compiled
         device=device,
         key=engine_key(content, config.tensorrt, flavour, shapes, device),
     )
-    _write(config, plan, content, record, _operations(typed.model, shapes, report))
-    if config.emit_script is not None:
-        commands = equivalent_commands(
-            config.tensorrt, shapes, onnx=config.onnx.name, engine=config.output.name, backend=config.backend
-        )
-        write_whole(config.emit_script, script(f"Builds {config.output.name} of {config.onnx.name}.", commands))
-    return CompiledOnnx(record=record, quantized=typed.quantized, left=typed.left, warnings=plan.warnings)
+    compiled = _compiled(config, typed, plan, record)
+    write_outputs(
+        config,
+        engine=plan.content,
+        onnx=content,
+        facts=_facts(compiled, plan, _operations(typed.model, shapes, report)),
+        script=None if config.emit_script is None else _script(config, shapes),
+    )
+    return compiled
 
 
-def _check_outputs(config: OnnxFileConfig) -> None:
-    if not config.output.parent.is_dir():
-        raise OutputError("There is no such folder.", where=config.output.parent, hint="make it, or choose another one")
-    for path in (config.output, config.onnx, config.facts):
-        if path.exists() and not config.overwrite:
-            raise OutputError("The output exists.", where=path, hint="choose another name, or add --overwrite")
+def _check_operators(config: OnnxFileConfig, flavour: Nvinfer, model: onnx.ModelProto) -> None:
+    unknown = unsupported(model.SerializeToString(), flavour)
+    if unknown:
+        raise EngineError(f"{flavour.backend} {flavour.version} cannot build this network.", got="; ".join(unknown[:5]),
+                          expected="operators that its ONNX parser knows", where=config.model,
+                          hint="replace these nodes, and export the network again")  # fmt: skip
+
+
+def _compiled(config: OnnxFileConfig, typed: TypedGraph, plan: Plan, record: BuildRecord) -> CompiledOnnx:
+    """`record` with how thresholds were chosen, if they were."""
+    calibrated = {"method": config.threshold, "patches": typed.patches}
+    options = {f"calibration_{name}": value for name, value in calibrated.items() if value is not None}
+    return CompiledOnnx(
+        record=replace(record, options={**record.options, **options}),
+        method=config.threshold,
+        patches=typed.patches,
+        quantized=typed.quantized,
+        left=typed.left,
+        warnings=(*typed.notes, *(f"TensorRT: {line}" for line in plan.warnings)),
+    )
 
 
 def _operations(model: onnx.ModelProto, shapes: Shapes, report: Say) -> Mapping[str, int]:
@@ -118,13 +145,20 @@ def _operations(model: onnx.ModelProto, shapes: Shapes, report: Say) -> Mapping[
         return {}
 
 
-def _write(config: OnnxFileConfig, plan: Plan, content: bytes, record: BuildRecord, counted: Mapping[str, int]) -> None:
+def _facts(compiled: CompiledOnnx, plan: Plan, counted: Mapping[str, int]) -> bytes:
     facts: dict[str, Any] = {
-        "record": json_from_value(record),
+        "record": json_from_value(compiled.record),
+        "precision": {name: json_from_value(getattr(compiled, name)) for name in PRECISION},
+        "warnings": list(compiled.warnings),
         "inputs": json_from_value(plan.inputs),
         "outputs": json_from_value(plan.outputs),
         "layers": None if plan.table is None else json.loads(layers_file(plan.table, counted)),
     }
-    write_whole(config.onnx, content)
-    write_whole(config.output, plan.content)
-    write_whole(config.facts, json.dumps(facts, indent=2).encode())
+    return json.dumps(facts, indent=2).encode()
+
+
+def _script(config: OnnxFileConfig, shapes: Shapes) -> bytes:
+    commands = equivalent_commands(
+        config.tensorrt, shapes, onnx=config.onnx.name, engine=config.output.name, backend=config.backend
+    )
+    return script(f"Builds {config.output.name} of {config.onnx.name}.", commands)

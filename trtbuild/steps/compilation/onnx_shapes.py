@@ -37,7 +37,7 @@ def profile_of(config: OnnxFileConfig, inputs: Sequence[TensorSpec]) -> Shapes:
     for spec in inputs:
         found = [_of(shapes, spec, option) for option, shapes in parsed.items()]
         profile[spec.name] = (found[0], found[len(found) // 2], found[-1])
-    check_shapes(inputs, profile)
+    check_shapes(inputs, profile, OPTIONS if len(parsed) > 1 else tuple(parsed) * len(OPTIONS))
     return profile
 
 
