@@ -91,7 +91,7 @@ TENSORRT = (
     click.option(
         "--refit",
         is_flag=True,
-        help="TensorRT: the weights can be put in anew later, the same ones (REFIT_IDENTICAL). Needs a GPU at build time.",
+        help="TensorRT: the same weights can be put in again later. Needs a GPU at build time.",
     ),
     click.option(
         "--noTimingCache",
