@@ -63,7 +63,7 @@ def test_the_wheel_holds_no_demo_data_and_no_tests(fresh_python: Path) -> None:
     )
     assert (package / "py.typed").is_file()
     names = {path.suffix for path in package.rglob("*") if path.is_file()}
-    assert names <= {".py", ".pyc", ".typed", ".md", ".nbi", ".nbc"}
+    assert names <= {".py", ".pyc", ".typed", ".md", ".cu", ".nbi", ".nbc"}
     assert sum(path.stat().st_size for path in package.rglob("*.py")) < 2e6
 
 

@@ -71,7 +71,8 @@ def test_the_held_out_brain_is_segmented_well(name: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("backend", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_part_of_the_brain_is_segmented_as_by_nnunet(name: str, backend: str, tmp_path: Path) -> None:
     assert_equal(trained(name), "middle", backend, tmp_path, mirroring=False)

@@ -170,6 +170,7 @@ def test_the_bounding_box_needs_every_channel(get: Get) -> None:
         assert crop_to_nonzero(channel[None])[2] != whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_nnunet_predicts_every_case_and_a_folder_of_them(name: str, get: Get, segment: Callable[..., Path]) -> None:
     model = get(name)
@@ -280,6 +281,7 @@ def test_rounding_in_the_network_changes_next_to_no_voxel(name: str, get: Get, s
 # --- the other models: each has what it is there for ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALONE)
 def test_nnunet_segments_every_case_of_the_other_models(name: str, get: Get, segment: Callable[..., Path]) -> None:
     model = get(name)
