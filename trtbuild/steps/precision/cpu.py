@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 from trtbuild.graph import clean, opset_from_model
 from trtbuild.graph.precision import cast, fp16_sensitive
 from trtbuild.spec import NetworkRecord
-from trtbuild.steps.precision.decide import Int8Job, decide, kept_layers, methods_of
 from trtbuild.steps.precision.facts import calibration_files
 from trtbuild.steps.precision.gate import Gate
-from trtbuild.steps.precision.job import Job, TypedNetwork, facts_of, gates_of, lower_record
+from trtbuild.steps.precision.job import Job, TypedNetwork, decided_int8, facts_of, gates_of, lower_record
 from trtbuild_calibration import ScaleTable
 
 if TYPE_CHECKING:
@@ -32,18 +31,9 @@ def cpu_int8(
     model = clean(accurate, rewrite_conv_transpose=False, split_instance_norm=False).model
     typed = lower_record(network, "int8", opset_from_model(model), "cpu")
     judges = [job.record(typed, backend) for backend in job.backends.cpu]
-    work = Int8Job(
-        model=model,
-        table=table,
-        methods=methods_of(job.config.method),
-        kept=kept_layers(model, job.config.keep, ends=not job.config.quantize_ends),
-        record=judges[0],
-        gate=gate,
-        scratch=job.scratch,
-    )
     if gate is not None:
         job.report(f"gating INT8 of {network.id}")
-    decision = decide(work, job.say)
+    decision = decided_int8(job, model, table, judges[0], gate)
     content: bytes = decision.network.model.SerializeToString()
     gates, failures = gates_of(job, judges, content, gate, decision)
     layers = {"int8": list(decision.network.quantized), "kept": list(decision.left)}

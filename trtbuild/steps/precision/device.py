@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from trtbuild.errors import NonFinite
 from trtbuild.graph import clean, opset_from_model
-from trtbuild.graph.precision import cast, fp16_sensitive, tensorrt_form, with_zero_point
+from trtbuild.graph.precision import Cast, cast, fp16_sensitive, tensorrt_form, with_zero_point
 from trtbuild.spec import NetworkRecord
-from trtbuild.steps.precision.decide import Decision, Int8Job, decide, kept_layers, methods_of
+from trtbuild.steps.precision.decide import Decision
 from trtbuild.steps.precision.facts import Facts, calibration_files
 from trtbuild.steps.precision.gate import Gate
-from trtbuild.steps.precision.job import Job, TypedNetwork, facts_of, gates_of, lower_record
+from trtbuild.steps.precision.job import Job, TypedNetwork, decided_int8, facts_of, gates_of, lower_record
 from trtbuild.steps.precision.network import ObservedNetwork
 from trtbuild_calibration import ScaleTable
 
@@ -54,11 +54,12 @@ def device_fp32(network: NetworkRecord, accurate: onnx.ModelProto) -> TypedNetwo
 def device_bf16(job: Job | None, network: NetworkRecord, accurate: onnx.ModelProto, gate: Gate | None) -> TypedNetwork:
     """BF16 has float32's range: everything is cast. `job` and `gate` are None where nothing judges."""
     form = device_form(accurate)
-    result = cast(form, "bf16", keep={})
-    record = lower_record(network, "bf16", opset_from_model(result.model), "device")
-    content: bytes = result.model.SerializeToString()
-    layers = {"kept": list(result.left), "underflow": list(result.underflow)}
-    typed = TypedNetwork(target="device", record=record, content=content, reference=_accurate(form), layers=layers)
+    lower = _lower(cast(form, "bf16", keep={}), reference=_accurate(form))
+    record = lower_record(network, "bf16", opset_from_model(lower.model), "device")
+    content: bytes = lower.model.SerializeToString()
+    typed = TypedNetwork(
+        target="device", record=record, content=content, reference=lower.reference, layers=lower.layers
+    )
     if job is None or gate is None:
         return typed
     judges = [job.record(record, job.backends.judges[0], inference_precision="bf16")]
@@ -111,18 +112,9 @@ def device_int8(
     form = device_form(accurate)
     record = lower_record(network, "int8", opset_from_model(form), "device")
     judge = job.record(record, job.backends.judges[0])
-    work = Int8Job(
-        model=form,
-        table=table,
-        methods=methods_of(job.config.method),
-        kept=kept_layers(form, job.config.keep, ends=not job.config.quantize_ends),
-        record=judge,
-        gate=gate,
-        scratch=job.scratch,
-    )
     if gate is not None:
         job.report(f"gating INT8 of {network.id} for TensorRT")
-    decision = decide(work, job.say)
+    decision = decided_int8(job, form, table, judge, gate)
     gates, failures = gates_of(job, [judge], decision.network.model.SerializeToString(), gate, decision)
     lower = _rest(job, decision, table)
     content: bytes = lower.model.SerializeToString()
@@ -147,20 +139,21 @@ def _rest(job: Job, decision: Decision, table: ScaleTable) -> _Lower:
     if job.config.device_rest == "fp32":
         return _Lower(model=model, reference=None, layers=layers)
     if job.config.device_rest == "bf16":
-        result = cast(model, "bf16", keep={})
-        reference: bytes | None = model.SerializeToString()
+        lower = _lower(cast(model, "bf16", keep={}), reference=model.SerializeToString())
     else:
-        norms = not job.config.fp16_norms
-        result, reference = cast(model, "fp16", keep=fp16_sensitive(model, table.ranges, norms=norms)), None
-    layers = {**layers, "kept": [*decision.left, *result.left], "underflow": list(result.underflow)}
-    return _Lower(model=result.model, reference=reference, layers=layers)
+        lower = _fp16(model, table.ranges, norms=not job.config.fp16_norms)
+    kept = [*layers["kept"], *lower.layers["kept"]]
+    return replace(lower, layers={**layers, **lower.layers, "kept": kept})
 
 
 def _fp16(model: onnx.ModelProto, ranges: Mapping[str, float], *, norms: bool) -> _Lower:
     """With `norms` these stay float32."""
-    result = cast(model, "fp16", keep=fp16_sensitive(model, ranges, norms=norms))
+    return _lower(cast(model, "fp16", keep=fp16_sensitive(model, ranges, norms=norms)))
+
+
+def _lower(result: Cast, reference: bytes | None = None) -> _Lower:
     layers = {"kept": list(result.left), "underflow": list(result.underflow)}
-    return _Lower(model=result.model, reference=None, layers=layers)
+    return _Lower(model=result.model, reference=reference, layers=layers)
 
 
 def _accurate(form: onnx.ModelProto) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from trtbuild.atomic import write_whole
 from trtbuild.config import CalibrationConfig, CompileConfig
@@ -14,11 +14,14 @@ from trtbuild.machine import usable_cores
 from trtbuild.spec import BuildRecord, NetworkRecord, Precision
 from trtbuild.steps.compilation.backends import Backends
 from trtbuild.steps.compilation.networks import INFERENCE_PRECISION, Report
-from trtbuild.steps.precision.decide import Decision, with_layers
+from trtbuild.steps.precision.decide import Decision, Int8Job, decide, kept_layers, methods_of, with_layers
 from trtbuild.steps.precision.facts import Facts, calibration_facts
 from trtbuild.steps.precision.gate import Gate
 from trtbuild.steps.precision.judge import judged_engines
 from trtbuild_calibration import ScaleTable
+
+if TYPE_CHECKING:
+    import onnx
 
 Say = Callable[[str], None]
 Target = Literal["cpu", "device"]
@@ -98,6 +101,22 @@ def lower_record(network: NetworkRecord, precision: Precision, opset: int, targe
         opset=opset,
         parent=network.id,
     )
+
+
+def decided_int8(
+    job: Job, model: onnx.ModelProto, table: ScaleTable, judge: BuildRecord, gate: Gate | None
+) -> Decision:
+    """What of `model` is quantised and how, by the wishes of the user and what `judge` computes."""
+    work = Int8Job(
+        model=model,
+        table=table,
+        methods=methods_of(job.config.method),
+        kept=kept_layers(model, job.config.keep, ends=not job.config.quantize_ends),
+        record=judge,
+        gate=gate,
+        scratch=job.scratch,
+    )
+    return decide(work, job.say)
 
 
 def gates_of(
