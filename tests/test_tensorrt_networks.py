@@ -124,7 +124,8 @@ def test_every_quantised_conv_reads_int8(built: Callable[[str, str], Built], nam
 @pytest.mark.parametrize(("name", "precision"), [case for case in CASES if "16" in case.values[1]])
 def test_norms_keep_their_statistics_in_float32(built: Callable[[str, str], Built], name: str, precision: str) -> None:
     """Where a norm is several kernels, as it is on large tensors, mean and variance go from one to the next, one number
-    per channel: in float32. On small tensors it is a single kernel, of whose inside nothing is told."""
+    per channel: in float32; or the variance does beside the tensor less its mean, where two norms end in one kernel. On
+    small tensors a norm is a single kernel, of whose inside nothing is told."""
     found = built(name, precision)
     norms = found.nodes("InstanceNormalization")
     assert len(norms) > 10
@@ -134,7 +135,7 @@ def test_norms_keep_their_statistics_in_float32(built: Callable[[str, str], Buil
         assert layers, node
         statistics = [tensor for layer in layers for tensor in layer.outputs if is_per_channel(tensor.shape)]
         assert {tensor.dtype for tensor in statistics} <= {"Float"}, node
-        if len(statistics) >= 2:
+        if statistics:
             apart += 1
         else:
             assert any("Inor" in layer.tactic for layer in layers), node
