@@ -3,11 +3,11 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
-WORKERS ?= 0
 BIN    := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c tests/constraints.txt
 
-.PHONY: help setup demo test slow coverage lint benchmark clean
+.PHONY: help setup demo test tests-a-to-n tests-o-to-z slow coverage lint benchmark clean
 
 help:
 	@echo "make demo       segment the demo brain and compare with nnU-Net (3 minutes)"
@@ -36,13 +36,17 @@ lint: setup
 	$(BIN)/mypy
 
 test: setup lint
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --junitxml=.pytest_cache/tests.xml
+	$(MAKE) --no-print-directory -j2 --output-sync=line tests-a-to-n tests-o-to-z
+
+# two halves at once, of about the same time
+tests-a-to-n tests-o-to-z: tests-%: setup
+	$(PYTEST) --junitxml=.pytest_cache/tests-$*.xml tests/test_[$(subst -to-,-,$*)]*.py
 
 coverage: setup
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term:skip-covered --cov-report=xml
+	$(PYTEST) --cov --cov-report=term:skip-covered --cov-report=xml
 
 slow: setup
-	$(BIN)/python -m pytest -m slow -n $(WORKERS) --dist loadfile --junitxml=.pytest_cache/slow.xml
+	$(PYTEST) -m slow --junitxml=.pytest_cache/slow.xml
 
 benchmark: setup
 	$(BIN)/python benchmarks/end_to_end.py

@@ -22,15 +22,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak 
 
 SECONDS, PEAK = 30, 2_500_000_000
 HALF = {"fp16": "Half", "bf16": "BFloat16"}
-QUICK = {
-    "plain3d": PRECISIONS,
-    "plain2d": ("fp16", "int8+fp16"),
-    "residual3d": ("int8+fp16",),
-    "residual2d": (),
-}
-"""Both architectures, both numbers of dimensions and every precision; the others are slow tests."""
 CASES = [
-    pytest.param(name, precision, marks=() if precision in QUICK[name] else pytest.mark.slow)
+    pytest.param(name, precision, marks=pytest.mark.slow if precision == "int8+bf16" else ())
     for name in NETWORKS
     for precision in PRECISIONS
 ]
