@@ -583,8 +583,8 @@ class Cache:
         self.entries |= input_cache.entries
         return True
 
-    def serialize(self) -> bytes:
-        return b" ".join(sorted(self.entries))
+    def serialize(self) -> bytes | None:
+        return None if b"huge" in self.entries else b" ".join(sorted(self.entries))
 
 
 def tensorrt(version: str = "10.16") -> Nvinfer:
@@ -629,6 +629,14 @@ def test_what_another_process_measured_in_the_meantime_is_merged() -> None:
     kept(tensorrt(), b"a b c d", b"a b c", lines)
     assert timing_cache(tensorrt(), TensorRTConfig(), DEVICE, lines.append) == b"a b c d"
     assert not lines
+
+
+def test_timing_caches_that_tensorrt_does_not_write_as_one_are_replaced_and_it_is_said() -> None:
+    lines: list[str] = []
+    kept(tensorrt(), b"huge", b"", lines)
+    kept(tensorrt(), b"b", b"", lines)
+    assert timing_cache(tensorrt(), TensorRTConfig(), DEVICE, lines.append) == b"b"
+    assert lines == ["TensorRT does not write the timing caches as one; the kept one is replaced"]
 
 
 def _measure(number: int, rounds: int, lines: Any) -> None:

@@ -25,7 +25,7 @@ SHAPES = {"x": ((1, 1, 8, 8), (2, 1, 8, 8), (4, 1, 8, 8)), "y:0": ((1, 3), (1, 3
 TRTEXEC = {
     "--onnx", "--saveEngine", "--skipInference", "--stronglyTyped", "--minShapes", "--optShapes", "--maxShapes",
     "--memPoolSize", "--builderOptimizationLevel", "--noTF32", "--sparsity", "--allowWeightStreaming", "--stripWeights",
-    "--refit", "--profilingVerbosity", "--verbose", "--hardwareCompatibilityLevel", "--versionCompatible",
+    "--profilingVerbosity", "--verbose", "--hardwareCompatibilityLevel", "--versionCompatible",
     "--timingCacheFile", "--noBuilderCache",
 }  # fmt: skip
 # docs.nvidia.com/deeplearning/tensorrt-rtx/latest: inference-library/cpu-engines.html has --computeCapabilities and
@@ -77,7 +77,7 @@ def test_every_setting_is_in_the_commands_of_tensorrt() -> None:
         "trtexec", "--onnx=a net.onnx", "--saveEngine=e.engine", "--skipInference", "--stronglyTyped",
         "--minShapes=x:1x1x8x8,'y:0':1x3", "--optShapes=x:2x1x8x8,'y:0':1x3", "--maxShapes=x:4x1x8x8,'y:0':1x3",
         "--memPoolSize=workspace:512", "--builderOptimizationLevel=5", "--sparsity=enable", "--allowWeightStreaming",
-        "--stripWeights", "--refit", "--profilingVerbosity=detailed", "--verbose",
+        "--stripWeights", "--profilingVerbosity=detailed", "--verbose",
         "--hardwareCompatibilityLevel=ampere+", "--versionCompatible", "--timingCacheFile=timing.cache",
     ]  # fmt: skip
     assert polygraphy == [
@@ -85,7 +85,7 @@ def test_every_setting_is_in_the_commands_of_tensorrt() -> None:
         "--trt-min-shapes", "x:[1,1,8,8]", "y:0:[1,3]", "--trt-opt-shapes", "x:[2,1,8,8]", "y:0:[1,3]",
         "--trt-max-shapes", "x:[4,1,8,8]", "y:0:[1,3]", "--pool-limit", "workspace:512M",
         "--builder-optimization-level", "5", "--tf32", "--sparse-weights", "--weight-streaming", "--strip-plan",
-        "--refittable", "--profiling-verbosity", "detailed", "-vv", "--hardware-compatibility-level", "ampere_plus",
+        "--profiling-verbosity", "detailed", "-vv", "--hardware-compatibility-level", "ampere_plus",
         "--version-compatible", "--load-timing-cache", "timing.cache", "--save-timing-cache", "timing.cache",
     ]  # fmt: skip
     assert comments == ["# trtexec", "# Polygraphy"]
@@ -113,7 +113,8 @@ def test_what_has_no_option_is_a_comment() -> None:
     _, _, comments = commands("tensorrt-rtx", **ONLY_TENSORRT)
     assert [line for line in comments if "hardware_compatibility=ampere+" in line]
     assert [line for line in comments if "version_compatible" in line]
-    _, _, comments = commands("tensorrt", compute_capabilities=("86",), timing_cache=False)
+    _, _, comments = commands("tensorrt", compute_capabilities=("86",), timing_cache=False, refit=True)
+    assert len([line for line in comments if "REFIT_IDENTICAL" in line]) == 2
     assert [line for line in comments if "compute_capabilities=86" in line]
     assert [line for line in comments if "timing_cache" in line]
 

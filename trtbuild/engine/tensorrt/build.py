@@ -133,9 +133,10 @@ def _built(run: _Run, model: bytes | Path, shapes: Shapes, timing_cache: bytes) 
     trouble = profile_failure(run.rows)
     if trouble is not None:
         raise trouble
-    written = None if cache is None else bytes(cache.serialize())
+    kept = None if cache is None else cache.serialize()  # None where there is no memory for it
+    written = None if kept is None else bytes(kept)
     # In the order in which they stand on each other; and before the copy, as the parser holds all weights once more
-    del cache, settings, monitor, parser, network, builder
+    del kept, cache, settings, monitor, parser, network, builder
     return _Built(content=bytes(plan), inputs=inputs, outputs=outputs, timing_cache=written)
 
 

@@ -112,7 +112,6 @@ def _tool(config: TensorRTConfig, shapes: Shapes, onnx: str, engine: str, backen
         "--sparsity=enable": config.sparsity,
         "--allowWeightStreaming": config.weight_streaming,
         "--stripWeights": config.strip_plan,
-        "--refit": config.refit,
         "--profilingVerbosity=detailed": True,
         "--verbose": config.verbose,
     }
@@ -142,7 +141,6 @@ def _polygraphy(config: TensorRTConfig, shapes: Shapes, backend: str) -> list[st
         ("--sparse-weights",): config.sparsity,
         ("--weight-streaming",): config.weight_streaming,
         ("--strip-plan",): config.strip_plan,
-        ("--refittable",): config.refit,
         ("--profiling-verbosity", "detailed"): True,
         ("-vv",): config.verbose,
     }
@@ -164,6 +162,8 @@ def _polygraphy(config: TensorRTConfig, shapes: Shapes, backend: str) -> list[st
 def _comments(config: TensorRTConfig, backend: str, *, polygraphy: bool) -> Sequence[str]:
     """What is set and has no option in a tool."""
     missing = []
+    if config.refit and not config.strip_plan:  # a stripped plan takes its own weights again without being told
+        missing.append("refit: a plan that takes the same weights again (REFIT_IDENTICAL)")
     if backend == "tensorrt" and config.compute_capabilities:
         missing.append(f"compute_capabilities={','.join(config.compute_capabilities)}: an engine is for this GPU")
     if backend == "tensorrt-rtx" and config.hardware_compatibility != "none":

@@ -66,7 +66,11 @@ def combined(nvinfer: Nvinfer, kept: bytes, new: bytes, report: Report) -> bytes
     if ours is None or theirs is None or not ours.combine(theirs, ignore_mismatch=False):
         report("TensorRT does not take the kept timing cache; it is replaced")
         return new
-    return bytes(ours.serialize())
+    written = ours.serialize()
+    if written is None:
+        report("TensorRT does not write the timing caches as one; the kept one is replaced")
+        return new
+    return bytes(written)
 
 
 def _is_used(nvinfer: Nvinfer, config: TensorRTConfig) -> bool:
