@@ -15,6 +15,7 @@ help:
 	@echo "make slow       the longer proofs"
 	@echo "make coverage   the tests once more, with the lines that they run"
 	@echo "make benchmark  measure beside nnU-Net (an hour)"
+	@echo "make gpu        all that needs an NVIDIA GPU: tests, sanitizers, benchmarks, one table"
 
 $(VENV)/.ready: pyproject.toml tests/constraints.txt tests/bindings.txt
 	$(PYTHON) -m venv $(VENV)
@@ -36,7 +37,7 @@ lint: setup
 	$(BIN)/mypy
 
 test: setup lint
-	$(MAKE) --no-print-directory -j2 --output-sync=line tests-a-to-n tests-o-to-z
+	$(MAKE) --no-print-directory -j2 tests-a-to-n tests-o-to-z
 
 # two halves at once, of about the same time
 tests-a-to-n tests-o-to-z: tests-%: setup
@@ -58,6 +59,11 @@ benchmark: setup
 	$(BIN)/python benchmarks/int8_network.py
 	$(BIN)/python benchmarks/calibration.py
 	$(BIN)/python benchmarks/tensorrt_build.py
+
+gpu: setup
+	$(BIN)/python benchmarks/gpu/measure.py --check
+	$(PIP) -e '.[gpu]'
+	$(BIN)/python benchmarks/gpu/measure.py
 
 clean:
 	rm -rf $(VENV) .demo .pytest_cache .mypy_cache .ruff_cache
