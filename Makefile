@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c tests/constraints.txt
 
-.PHONY: help setup demo test tests-a-to-n tests-o-to-z slow coverage lint benchmark clean
+.PHONY: help setup demo test tests-a-to-n tests-o-to-z slow coverage lint benchmark gpu gpu-here clean
 
 help:
 	@echo "make demo       segment the demo brain and compare with nnU-Net (3 minutes)"
@@ -16,6 +16,7 @@ help:
 	@echo "make coverage   the tests once more, with the lines that they run"
 	@echo "make benchmark  measure beside nnU-Net (an hour)"
 	@echo "make gpu        all that needs an NVIDIA GPU: tests, sanitizers, benchmarks, one table"
+	@echo "make gpu-here   the same with what PYTHON has: nothing is installed"
 
 $(VENV)/.ready: pyproject.toml tests/constraints.txt tests/bindings.txt
 	$(PYTHON) -m venv $(VENV)
@@ -60,10 +61,17 @@ benchmark: setup
 	$(BIN)/python benchmarks/calibration.py
 	$(BIN)/python benchmarks/tensorrt_build.py
 
+# Without what cannot be installed the rest is measured, and the table says what was missing.
 gpu: setup
 	$(BIN)/python benchmarks/gpu/measure.py --check
 	$(PIP) -e '.[gpu]'
+	$(BIN)/python -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu
+	$(PIP) 'onnxruntime-gpu[cuda,cudnn]' || $(PIP) onnxruntime
+	-$(PIP) -e '.[tensorrt]'
 	$(BIN)/python benchmarks/gpu/measure.py
+
+gpu-here:
+	PYTHONPATH=$(CURDIR):$(CURDIR)/calibration:$$PYTHONPATH $(PYTHON) benchmarks/gpu/measure.py
 
 clean:
 	rm -rf $(VENV) .demo .pytest_cache .mypy_cache .ruff_cache

@@ -41,10 +41,21 @@ def describe() -> dict[str, Any]:
         "processors": len(os.sched_getaffinity(0)),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "versions": versions(PACKAGES),
         "commit": commit.stdout.strip(),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Of those that are installed."""
+    found = {}
+    for name in packages:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue  # the record has no such entry, and what needs it says so itself
+    return found
 
 
 def measure(command: Sequence[str], *, sample_memory: bool, environment: Mapping[str, str] | None = None) -> Measured:

@@ -12,6 +12,7 @@ import pytest
 from fake_cuda import CUBIN, Cuda, installed
 from fake_engine import FakeEngine, device_engine
 from fake_kernels import give_kernels
+from numpy.typing import NDArray
 from specs import make_spec, spline
 from test_tiles import image
 
@@ -21,6 +22,7 @@ from trtbuild.runtime import device_plan as planner
 from trtbuild.runtime.device import opened_device
 from trtbuild.runtime.device_gpu import DeviceEngine, Gpu, opened_gpu
 from trtbuild.runtime.device_plan import DevicePlan
+from trtbuild.runtime.device_prepare import DevicePrepared
 from trtbuild.runtime.device_sizes import DeviceCase
 from trtbuild.runtime.predictor import Clock, prediction_from_prepared
 from trtbuild.runtime.slabs import Accumulator
@@ -58,11 +60,15 @@ class Example:
     kind: str = "float32"
     settings: Settings = field(default_factory=Settings)
 
-    def prepared(self) -> Prepared:
+    def data(self) -> NDArray[np.float32]:
+        """The image as read."""
         data = image(self.shape)
         if self.rim:
             data[:, : self.rim], data[:, :, -self.rim :], data[..., : self.rim + 1] = 0, 0, 0
-        return prepared_from_array(data, self.spacing, self.spec)
+        return data
+
+    def prepared(self) -> Prepared:
+        return prepared_from_array(self.data(), self.spacing, self.spec)
 
 
 TURNED = {"transpose_forward": (2, 0, 1), "transpose_backward": (1, 2, 0)}
@@ -101,7 +107,7 @@ SPLINE = replace(PLAIN, resample_probabilities=spline(3))
 class Bench:
     """A case with its engines on an opened fake GPU."""
 
-    prepared: Prepared
+    prepared: Prepared | DevicePrepared
     member: Member
     settings: Settings
     runners: tuple[FakeEngine, ...]
@@ -119,6 +125,7 @@ class Bench:
         return pipeline.device_case(self.prepared, self.member, self.settings, self.engines)
 
     def on_cpu(self) -> Prediction:
+        assert isinstance(self.prepared, Prepared)
         return prediction_from_prepared(self.prepared, self.member, self.settings, None, Clock())
 
     def on_device(self, progress: Progress | None = None, limit: int | None = None) -> Prediction:

@@ -2,7 +2,8 @@
 
 What would go wrong in silence on a GPU is noted in `faults`: work in a thread where no context is current, memory that
 is freed while work is under way, or used after that, copies beyond the end or from memory that is not page-locked,
-streams and memory that nobody gave back. Fresh and freed memory is full of NaN.
+streams and memory that nobody gave back, memory that goes before a graph that holds its address. Fresh and freed memory
+is full of NaN.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from fake_graphs import Driver, bindings
 from numpy.typing import NDArray
 
 NAN = 0xFF
@@ -45,6 +47,15 @@ class Span(NamedTuple):
 
     address: int
     nbytes: int
+
+
+class Work(NamedTuple):
+    """Something that a stream does: what it may not lose before, and who it is of (a life of tests/fake_nvinfer.py)."""
+
+    run: Callable[[], None]
+    addresses: set[int]
+    array: Any = None
+    owner: Any = None
 
 
 class HostKernel(Protocol):
@@ -77,6 +88,10 @@ class Cuda(ModuleType):
         self.fail_next: Exception | None = None
         self.lock = threading.RLock()
         self.modules = 0
+        self.graphs: dict[int, list[Work]] = {}
+        self.execs: dict[int, list[Work]] = {}
+        """Graphs that can be launched."""
+        self.graph_calls: list[str] = []
         self.kernels: Mapping[str, HostKernel] = {}
         self.allocations_left: int | None = None  # those that find memory; the next one does not
         self.recovers = False  # and whether those after it do again
@@ -84,6 +99,9 @@ class Cuda(ModuleType):
         self.Device = type("Device", (_Device,), {"cuda": self})
         self.Context = type("Context", (_Context,), {"cuda": self})
         self.Stream = type("Stream", (_Stream,), {"cuda": self})
+        self.Event = type("Event", (_Event,), {"cuda": self})
+        self.event_flags = type("event_flags", (), {"DISABLE_TIMING": 2})
+        self.events = 0
 
     def init(self) -> None:
         self.initialised = True
@@ -97,12 +115,14 @@ class Cuda(ModuleType):
 
     def module_from_buffer(self, content: bytes) -> _Module:
         self.need_context("cuModuleLoadDataEx")
+        self.need_no_capture("cuModuleLoadDataEx")
         if content != CUBIN:
             raise LogicError("cuModuleLoadDataEx failed: device kernel image is invalid")
         return _Module(self)
 
     def mem_alloc(self, size: int) -> DeviceAllocation:
         self.need_context("cuMemAlloc")
+        self.need_no_capture("cuMemAlloc")
         if size < 1:
             raise LogicError("cuMemAlloc failed: invalid argument")
         self._count_allocation("cuMemAlloc")
@@ -112,6 +132,7 @@ class Cuda(ModuleType):
 
     def pagelocked_empty(self, shape: Any, dtype: Any, order: str = "C", mem_flags: int = 0) -> NDArray[Any]:
         self.need_context("cuMemHostAlloc")
+        self.need_no_capture("cuMemHostAlloc")
         self._count_allocation("cuMemHostAlloc")
         return PagelockedHostAllocation(self, tuple(shape), np.dtype(dtype)).as_array()
 
@@ -163,17 +184,33 @@ class Cuda(ModuleType):
         self.fault(f"an illegal address: {nbytes} bytes at {address:#x}")
         raise LaunchError("an illegal memory access was encountered")
 
-    def run_on(self, stream: int, work: Callable[[], None], addresses: set[int]) -> None:
+    def run_on(self, stream: int, work: Callable[[], None], addresses: set[int], owner: Any = None) -> None:
         """Queue a kernel on a stream by its handle."""
         if stream not in self.streams:
             self.fault(f"no such stream: {stream:#x}")
             raise LogicError("invalid resource handle")
-        self.streams[stream].add(work, addresses, None)
+        self.streams[stream].add(work, addresses, None, owner)
+
+    def captures(self, stream: int) -> bool:
+        """Whether what is begun on a stream goes into a graph."""
+        return stream in self.streams and self.streams[stream].capture is not None
+
+    def need_no_capture(self, what: str) -> None:
+        """What waits for the GPU or may do so breaks the captures of its thread."""
+        for queue in list(self.streams.values()):
+            if queue.capture is not None and queue.capture.thread == threading.get_ident():
+                queue.capture.broken = True
+                raise LogicError(f"{what} failed: operation not permitted when stream is capturing")
+
+    def held_by_graphs(self, first: int, nbytes: int) -> bool:
+        works = (work for graph in self.execs.values() for work in graph)
+        return any(first <= address < first + nbytes for work in works for address in work.addresses)
 
     def leaks(self) -> list[str]:
         left = [f"{each.size} bytes of device memory" for each in self.live.values()]
         left += [f"{each.array.nbytes} bytes of page-locked memory" for each in self.pinned]
-        left += ["a module"] * self.modules
+        left += ["a module"] * self.modules + ["an event"] * self.events
+        left += ["a graph"] * (len(self.graphs) + len(self.execs))
         return left + [f"stream {handle:#x}" for handle in self.streams]
 
     def _queue(self, stream: Any) -> _Queue:
@@ -206,28 +243,62 @@ class Cuda(ModuleType):
         return array
 
 
+class Capture:
+    """What a stream was given since its capture began."""
+
+    def __init__(self) -> None:
+        self.work: list[Work] = []
+        self.thread, self.broken = threading.get_ident(), False
+
+
 class _Queue:
     """The work of a stream that has not run."""
 
     def __init__(self, cuda: Cuda) -> None:
         self.cuda = cuda
-        self.work: list[tuple[Callable[[], None], set[int], Any]] = []
+        self.work: list[Work] = []
+        self.capture: Capture | None = None
 
-    def add(self, work: Callable[[], None], addresses: set[int], array: Any) -> None:
+    def add(self, run: Callable[[], None], addresses: set[int], array: Any = None, owner: Any = None) -> None:
+        work = Work(run, addresses, array, owner)
         with self.cuda.lock:
-            self.work.append((work, addresses, array))
+            if self.capture is not None:
+                self.capture.work.append(work)
+                return
+            captures = [queue.capture for queue in self.cuda.streams.values() if queue.capture is not None]
+            if any(capture.thread == threading.get_ident() for capture in captures):
+                self.cuda.fault("work on another stream than the one that is captured")
+            self.work.append(work)
 
-    def run(self) -> None:
+    def begin_capture(self) -> None:
+        if self.capture is not None:
+            self.cuda.fault("a capture in a capture")
+        self.capture = Capture()
+
+    def end_capture(self) -> Capture | None:
+        capture, self.capture = self.capture, None
+        if capture is not None and capture.thread != threading.get_ident():
+            self.cuda.fault("a capture ended in another thread")
+        return capture
+
+    def run(self, until: Callable[[], bool] = lambda: False) -> None:
+        """All work, or as much of it as is needed."""
+        if self.capture is not None:
+            self.capture.broken = True
+            raise LogicError("cuStreamSynchronize failed: operation not permitted when stream is capturing")
         with self.cuda.lock:
             if self.cuda.fail_next is not None:
                 error, self.cuda.fail_next = self.cuda.fail_next, None
+                for work in self.work:  # it is over, and nobody has to wait for it
+                    if work.owner is not None:
+                        work.owner.facts["busy"].clear()
                 self.work.clear()
                 raise error
-            while self.work:
+            while self.work and not until():
                 others = [queue for queue in self.cuda.streams.values() if queue is not self]
                 for queue in (*others, self):  # the others go on meanwhile, as on a GPU
                     if queue.work:
-                        queue.work.pop(0)[0]()
+                        queue.work.pop(0).run()
 
 
 class DeviceAllocation:
@@ -248,9 +319,12 @@ class DeviceAllocation:
         self._cuda.need_context("cuMemFree")
         if self._freed:
             raise LogicError("device_allocation::free failed: invalid resource handle")
+        self._cuda.need_no_capture("cuMemFree")
         for queue in self._cuda.streams.values():
-            if any(self._holds(address) for _, addresses, _ in queue.work for address in addresses):
+            if any(self._holds(address) for work in queue.work for address in work.addresses):
                 self._cuda.fault("device memory was freed while work on it is under way")
+        if self._cuda.held_by_graphs(self._address, self.size):
+            self._cuda.fault("device memory was freed before a graph that holds its address")
         self._freed = True
         self.content[:] = NAN
         del self._cuda.live[self._address]
@@ -280,8 +354,9 @@ class PagelockedHostAllocation:
         self._cuda.need_context("cuMemFreeHost")
         if self._freed:
             raise LogicError("pagelocked_host_allocation::free failed: invalid resource handle")
+        self._cuda.need_no_capture("cuMemFreeHost")
         for queue in self._cuda.streams.values():
-            if any(array is not None and self.holds(array.ctypes.data, 1) for _, _, array in queue.work):
+            if any(work.array is not None and self.holds(work.array.ctypes.data, 1) for work in queue.work):
                 self._cuda.fault("page-locked memory was freed while a copy is under way")
         self._freed = True
         self.array.reshape(-1).view(np.uint8)[:] = NAN
@@ -383,6 +458,7 @@ class _Context:
     @classmethod
     def synchronize(cls) -> None:
         cls.cuda.need_context("cuCtxSynchronize")
+        cls.cuda.need_no_capture("cuCtxSynchronize")
         for queue in list(cls.cuda.streams.values()):
             queue.run()
 
@@ -411,7 +487,47 @@ class _Stream:
             self.cuda.fault("a stream was destroyed where its context is not current")
         if self.queue.work:
             self.cuda.fault("a stream was destroyed with work under way")
+        if self.queue.capture is not None:
+            self.cuda.fault("a stream was destroyed while it is captured")
         self.cuda.streams.pop(self.handle, None)
+
+
+class _Event:
+    cuda: Cuda
+
+    def __init__(self, flags: int = 0) -> None:
+        self.cuda.need_context("cuEventCreate")
+        self.cuda.events += 1
+        self.places: list[_Place] = []
+
+    def record(self, stream: Any = None) -> None:
+        self.cuda.need_context("cuEventRecord")
+        place = _Place(self.cuda._queue(stream))
+        place.queue.add(place.reach, set())
+        self.places = [place]
+
+    def synchronize(self) -> None:
+        self.cuda.need_context("cuEventSynchronize")
+        self.cuda.need_no_capture("cuEventSynchronize")
+        places = self.places
+        del self  # as in `_Stream.synchronize`
+        for place in places:
+            place.queue.run(until=lambda place=place: place.reached)  # type: ignore[misc]
+
+    def __del__(self) -> None:
+        self.cuda.events -= 1
+        if not self.cuda.stack():
+            self.cuda.fault("an event was destroyed where its context is not current")
+
+
+class _Place:
+    """Where an event stands."""
+
+    def __init__(self, queue: _Queue) -> None:
+        self.queue, self.reached = queue, False
+
+    def reach(self) -> None:
+        self.reached = True
 
 
 def installed(cuda: Cuda) -> dict[str, ModuleType]:
@@ -420,4 +536,4 @@ def installed(cuda: Cuda) -> dict[str, ModuleType]:
     package.__spec__ = ModuleSpec("pycuda", None)
     package.__path__ = []
     package.driver = cuda  # type: ignore[attr-defined]
-    return {"pycuda": package, "pycuda.driver": cuda}
+    return {"pycuda": package, "pycuda.driver": cuda, **bindings(Driver(cuda))}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from fake_cuda import Cuda
+from fake_cuda import Cuda, LogicError
 from numpy.typing import NDArray
 from test_slabs import Bumpy
 from test_tiles import record
@@ -23,6 +25,7 @@ class FakeEngine(Bumpy):
 
     `batches` are those of every call. A call of number `fail_at` (from 0) is refused, one that is `bad_at` writes NaN,
     and the first one finds no memory `out_of_memory` times. A patch with a voxel above `poison` gives a NaN there.
+    Where it is `capturable`, a call may go into a CUDA graph, after a first one of that batch has waited for the GPU.
     """
 
     def __init__(
@@ -39,6 +42,8 @@ class FakeEngine(Bumpy):
         self.bad_at: int | None = None
         self.bad_value = float("nan")
         self.out_of_memory = 0
+        self.capturable = False
+        self.set_up: set[int] = set()
         self.poison = np.inf
 
     def answer(self, batch: Batch) -> Batch:
@@ -57,6 +62,10 @@ class FakeEngine(Bumpy):
             raise EngineError("TensorRT failed.", got="as the test wants it")
         if not self.smallest <= batch <= self.largest:
             self.cuda.fault(f"a batch of {batch}, outside {self.smallest} to {self.largest}")
+        if self.cuda.captures(stream) and batch not in self.set_up:
+            with self.cuda_errors("the first call of a batch"):
+                self.cuda.need_no_capture("cudaStreamSynchronize")
+        self.set_up.add(batch)
 
         def compute() -> None:
             patches = self._array(source, (batch, self.channels, *self.patch))
@@ -69,6 +78,14 @@ class FakeEngine(Bumpy):
 
         self.cuda.run_on(stream, compute, {source, target})
 
+    @staticmethod
+    @contextmanager
+    def cuda_errors(what: str) -> Iterator[None]:
+        try:
+            yield
+        except LogicError as error:
+            raise EngineError(f"TensorRT failed: {what}.", got=error) from error
+
     def _array(self, address: int, shape: tuple[int, ...]) -> NDArray[Any]:
         nbytes = self.kind.itemsize * int(np.prod(shape))
         return self.cuda.at(address, nbytes).view(self.kind).reshape(shape)
@@ -76,4 +93,7 @@ class FakeEngine(Bumpy):
 
 def device_engine(runner: FakeEngine, activations: int = 0) -> DeviceEngine:
     """As the pipeline takes it."""
-    return DeviceEngine(runner=runner, smallest=runner.smallest, largest=runner.largest, activations=activations)
+    return DeviceEngine(
+        runner=runner, smallest=runner.smallest, largest=runner.largest, activations=activations,
+        capturable=runner.capturable,
+    )  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from fake_cuda import Cuda, Span
+from fake_preparation import preparation_kernels
 from host_kernels import host_kernels
 
 from trtbuild.stitch.launches import KERNELS, TAP, Launch
@@ -120,4 +121,4 @@ class HostKernel:
 
 def give_kernels(cuda: Cuda) -> None:
     """The fake GPU has all kernels from now on."""
-    cuda.kernels = {name: HostKernel(name, cuda) for name in KERNELS}
+    cuda.kernels = {name: HostKernel(name, cuda) for name in KERNELS} | preparation_kernels(cuda)

@@ -13,6 +13,7 @@ import json
 import sys
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import pytest
 from bindings import Twin
 from bindings_facts import facts_of
 from bindings_members import Call
-from fake_cuda import Cuda, installed
+from fake_cuda import NAN, Cuda, LogicError, installed
 from numpy.typing import NDArray
 from runner_samples import CHANNELS, HEADS, PATCHES, reference_logits
 
@@ -32,8 +33,9 @@ VERSIONS = {"tensorrt": "10.16.1.11", "tensorrt-rtx": "rtx"}
 """Whose bindings stand for a backend."""
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 MAGIC = b"fake plan "
-BUDGET, WEIGHTS, SCRATCH = 3 << 20, 5 << 20, 512
-"""Bytes: of weights on the GPU that TensorRT chooses, of all of them, and what streaming takes per context."""
+BUDGET, WEIGHTS, SCRATCH, ACTIVATIONS = 3 << 20, 5 << 20, 512, 4096
+"""Bytes: of weights on the GPU that TensorRT chooses, of all of them, what streaming takes per context, and what every
+context takes."""
 
 
 def plan_of(dimensions: int = 3, batches: tuple[int, int, int] = (1, 2, 2), **changes: Any) -> bytes:
@@ -94,6 +96,7 @@ class FakeTensorRT:
     def __init__(self, cuda: Cuda, version: str) -> None:
         self.cuda = cuda
         self.no_memory = False
+        self.refuses_capture, self.activations = False, ACTIVATIONS
         self.calls_left = float("inf")
         """Calls of execute_async_v3 that go well."""
         self.validity, self.cache_fits, self.compiled = (0, 0), True, b"kernels"
@@ -158,7 +161,7 @@ class FakeTensorRT:
         return [tuple(shape) for shape in self._of(call)["profile"]]
 
     def do_ICudaEngine__device_memory_size_v2(self, call: Call) -> Any:
-        return 4096 + SCRATCH * ("ICudaEngine.weight_streaming_budget_v2" in call.on.__dict__)
+        return self._needs(call.on)
 
     def do_ICudaEngine__get_weight_streaming_automatic_budget(self, call: Call) -> Any:
         return BUDGET
@@ -167,20 +170,40 @@ class FakeTensorRT:
         return WEIGHTS
 
     def do_ICudaEngine__create_runtime_config(self, call: Call) -> Any:
-        return self._new("IRuntimeConfig", call)
+        return self._new("IRuntimeConfig", call, strategy=None)
 
     def do_ICudaEngine__create_execution_context(self, call: Call) -> Any:
         self._needs_context("create_execution_context")
         self.when_a_context_is_made()
         if self.no_memory:
             return self._refuse(call, "[defaultAllocator.cpp] Error Code 1: Cuda Runtime (out of memory)")
-        return self._new("IExecutionContext", call, engine=self._of(call), addresses={}, shape=None, busy=[])
+        config, user_managed = call.arguments.get("runtime_config"), False
+        if config is not None:
+            user_managed = config._life.facts["strategy"] == self.twin.ExecutionContextAllocationStrategy.USER_MANAGED
+        return self._new("IExecutionContext", call, engine=self._of(call), addresses={}, shape=None, busy=[],
+                         needs=self._needs(call.on), user_managed=user_managed, memory=None, set_up=None)  # fmt: skip
+
+    def do_IRuntimeConfig__set_execution_context_allocation_strategy(self, call: Call) -> Any:
+        self._of(call)["strategy"] = call.arguments["strategy"]
 
     # --- IExecutionContext
 
+    def do_IExecutionContext__set_device_memory(self, call: Call) -> Any:
+        facts, memory = self._of(call), (int(call.arguments["memory"]), int(call.arguments["size"]))
+        self._changes(call, memory != facts["memory"])
+        if not facts["user_managed"]:
+            self.cuda.fault("memory for a context that allocates its own")
+        self.cuda.at(*memory)
+        if memory[1] < facts["needs"]:
+            return self._refuse(call, f"Error Code 3: API Usage Error ({memory[1]} bytes, {facts['needs']} are needed)")
+        facts["memory"] = memory
+        return None
+
     def do_IExecutionContext__set_tensor_address(self, call: Call) -> Any:
-        self._of(call)["addresses"][call.arguments["name"]] = int(call.arguments["memory"])
-        return call.arguments["name"] in ("input", "logits")
+        addresses, name, memory = self._of(call)["addresses"], call.arguments["name"], int(call.arguments["memory"])
+        self._changes(call, addresses.get(name) != memory)
+        addresses[name] = memory
+        return name in ("input", "logits")
 
     def do_IExecutionContext__set_input_shape(self, call: Call) -> Any:
         smallest, _, largest = self._of(call)["engine"]["profile"]
@@ -191,25 +214,54 @@ class FakeTensorRT:
         if not inside:
             self._refuse(call, f"Runtime dimension does not satisfy any optimization profile: {shape}")
             return False
+        self._changes(call, self._of(call)["shape"] != shape)
         self._of(call)["shape"] = shape
         return True
 
     def do_IExecutionContext__execute_async_v3(self, call: Call) -> Any:
         self._needs_context("execute_async_v3")
-        facts = self._of(call)
-        addresses, shape = dict(facts["addresses"]), facts["shape"]
+        facts, stream = self._of(call), call.arguments["stream_handle"]
         self.calls_left -= 1
-        if self.calls_left < 0 or shape is None or set(addresses) != {"input", "logits"}:
+        if self.calls_left < 0 or facts["shape"] is None or set(facts["addresses"]) != {"input", "logits"}:
             self._refuse(call, "Error Code 3: API Usage Error (an input shape or address is not set)")
             return False
+        if facts["user_managed"] and facts["memory"] is None:
+            self._refuse(call, "Error Code 3: API Usage Error (no device memory is set)")
+            return False
+        if self.cuda.captures(stream) and not self._capturable(call):
+            return False
+        facts["set_up"] = facts["shape"]
+        self._compute(call.on._life, stream)
+        return True
 
-        stream = call.arguments["stream_handle"]
+    def _capturable(self, call: Call) -> bool:
+        """What a call does for a new shape waits for the GPU, and so does every call that streams its weights."""
+        facts = self._of(call)
+        streams = facts["needs"] > self.activations
+        if facts["set_up"] == facts["shape"] and not streams and not self.refuses_capture:
+            return True
+        with suppress(LogicError):
+            self.cuda.need_no_capture("cudaStreamSynchronize")
+        self._refuse(call, "Error Code 1: Cuda Runtime (operation not permitted when stream is capturing)")
+        return False
+
+    def _compute(self, life: Life, stream: int) -> None:
+        """Queues it; what goes into a graph is under way only when that is launched."""
+        facts, shape, addresses = life.facts, life.facts["shape"], dict(life.facts["addresses"])
+        spaces = [facts["memory"]] if facts["user_managed"] else []
         if set(facts["busy"]) - {stream}:
             self.cuda.fault("an execution context is used on two streams at once")
-        facts["busy"].append(stream)
+        if any(self._works_in(space, stream) for space in spaces):
+            self.cuda.fault("two contexts compute in one memory at once")
+        captured = self.cuda.captures(stream)
+        if not captured:
+            facts["busy"].append(stream)
 
         def compute() -> None:
-            facts["busy"].remove(stream)
+            if not captured:
+                facts["busy"].remove(stream)
+            for space in spaces:
+                self.cuda.at(*space)[:] = NAN
             batch = _floats(self.cuda, addresses["input"], shape)
             if not np.isfinite(batch).all():
                 self.cuda.fault("the network got NaN")
@@ -217,8 +269,23 @@ class FakeTensorRT:
             out = _floats(self.cuda, addresses["logits"], (shape[0], HEADS, *shape[2:]))
             out[...] = reference_logits(batch)
 
-        self.cuda.run_on(stream, compute, set(addresses.values()))
-        return True
+        self.cuda.run_on(stream, compute, {*addresses.values(), *(space[0] for space in spaces)}, life)
+
+    def _works_in(self, space: tuple[int, int], stream: int) -> bool:
+        """Whether another stream will write there."""
+        queues = [queue for handle, queue in self.cuda.streams.items() if handle != stream]
+        return any(space[0] in work.addresses for queue in queues for work in queue.work)
+
+    def _needs(self, engine: Any) -> int:
+        return self.activations + SCRATCH * ("ICudaEngine.weight_streaming_budget_v2" in engine.__dict__)
+
+    def _changes(self, call: Call, different: bool) -> None:
+        """A graph is of the context as it was captured."""
+        if different and self._has_graphs(call.on._life):
+            self.cuda.fault("a context was changed of which there is a graph")
+
+    def _has_graphs(self, life: Life) -> bool:
+        return any(work.owner is life for graph in self.cuda.execs.values() for work in graph)
 
     # --- TensorRT-RTX's runtime cache
 
@@ -260,6 +327,8 @@ class FakeTensorRT:
         for other in self.alive:
             if life in other.below:
                 self.cuda.fault(f"{life.kind} was destroyed before {other.kind}, which stands on it")
+        if self._has_graphs(life):
+            self.cuda.fault(f"{life.kind} was destroyed before a graph of it")
         if life.facts.get("busy"):
             self.cuda.fault(f"{life.kind} was destroyed with work under way")
         if not self.cuda.stack():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from host_kernels import address
-from kernel_checks import Host, triple
+from kernel_checks import Host, same_bits, triple
 from numpy.typing import NDArray
 from specs import spline
 
@@ -166,7 +166,44 @@ HOWS = {
 }
 
 
+def first_of(host: Host, channel: prep.Image) -> int | None:
+    """The first slice with a value that is not finite."""
+    first = host.put(np.full(1, prep.UNSET, dtype=np.int32))
+    host.run(prep.not_finite(channel, address(first)))
+    return None if first[0] == prep.UNSET else int(first[0])
+
+
+def check_finite(host: Host) -> None:
+    for value in (np.nan, np.inf, -np.inf):
+        values = np.full((2, 5, 4, 6), np.finfo(np.float32).max, dtype=np.float32)
+        values[1, 3, 3, 5] = values[1, 4, 0, 0] = value
+        _, image = on_host(host, values)
+        assert [first_of(host, image.channel(n)) for n in (0, 1)] == [None, 3]
+        _, image = on_host(host, values, (2, 0, 1))
+        assert [first_of(host, image.channel(n)) for n in (0, 1)] == [None, 0]
+
+
+TYPES: dict[prep.Stored, str] = {"u8": "u1", "i8": "i1", "u16": "u2", "i16": "i2", "i32": "i4", "f16": "f2"}
+
+
+def check_convert(host: Host, kind: prep.Stored, forward: tuple[int, ...] = (1, 0, 2)) -> None:
+    """All of a type's values that fit, its ends among them, from an array in any order of axes."""
+    dtype = np.dtype(TYPES[kind])
+    ends = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
+    values = np.random.default_rng(0).uniform(float(ends.min) / 2, float(ends.max) / 2, (2, 4, 5, 6)).astype(dtype)
+    values[1, :3, 0, 0] = ends.min, ends.max, 0
+    view = host.put(values).transpose(0, *(axis + 1 for axis in forward))
+    c, z, y, x = (stride // dtype.itemsize for stride in view.strides)
+    array = prep.Image(address=address(view), channels=2, shape=triple(view.shape[1:]), strides=(c, z, y, x))
+    out = host.put(np.full(view.shape, np.nan, dtype=np.float32))
+    host.run(prep.convert(array, address(out), kind=kind))
+    same_bits(out, view.astype(np.float32))
+
+
 def check_preparation(host: Host) -> None:
+    check_finite(host)
+    for kind in TYPES:
+        check_convert(host, kind)
     for axis, name in enumerate(("order 3", "separate z", "separate x, order 1 along it")):
         how, spacing = HOWS[name]
         channel = np.random.default_rng(axis).normal(0, 5, size=(6, 7, 8)).astype(np.float32)

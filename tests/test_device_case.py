@@ -27,7 +27,7 @@ from trtbuild.errors import Cancelled, EngineError, NonFinite, OutOfMemory
 from trtbuild.runtime import Settings
 from trtbuild.runtime.device_case import NOT_LINEAR
 from trtbuild.runtime.device_gpu import engine_from_runner
-from trtbuild.runtime.device_rows import PACE
+from trtbuild.runtime.device_pace import PACE
 from trtbuild.runtime.predictor import case_logits
 from trtbuild.spec import Memory
 from trtbuild.volume import Prepared

@@ -25,8 +25,8 @@ LOGITS = Example(spec=SPLINE, shape=(1, 33, 14, 13), spacing=(1.2, 0.8, 1.0), ax
 THIN = replace(LOGITS, shape=(1, 41, 12, 10), spacing=(1.1, 1.0, 1.0), axes=(), folds=3, batch=8)
 
 ZERO = 'gpu.stream.zero(memory["accumulator"], memory["accumulator"].nbytes)'
-WAIT = "\n            self.stream.synchronize()"
-COPY_IN, COPY_OUT = "copy_in(target, stage[: len(part)], first)", "copy_out(stage[: len(part)], source, offset + first)"
+WAIT_IN = "            event.wait()  # before the half is written again\n"
+WAIT_OUT = "    event.wait()\n    part[...] = half"
 FOLDS, DEPTH = "in enumerate(engines):", "return accumulator_depth(self.rows)"
 NO_LIMIT, SHORT = '("float32",) if limit is None', "except OutOfMemory as error:"
 
@@ -50,10 +50,12 @@ MUTANTS = {
     "memory freed under work": ("run", "stack.callback(gpu.stream.synchronize)", "pass"),
     "memory freed at once": ("run", "stack.callback(memory[name].close)", "memory[name].close()"),
     "memory that is never freed": ("run", "stack.callback(memory[name].close)", "pass"),
-    "an upload that does not wait": ("gpu", COPY_IN + WAIT, COPY_IN),
-    "an upload from any memory": ("gpu", COPY_IN, "copy_in(target, part, first)"),
-    "a download that does not wait": ("gpu", COPY_OUT + WAIT, COPY_OUT),
-    "a download from the wrong place": ("gpu", "source, offset + first)", "source, offset)"),
+    "an upload that does not wait": ("staging", WAIT_IN, ""),
+    "an upload from any memory": ("staging", "copy_in(target, half", "copy_in(target, flat[first:last]"),
+    "an upload to the wrong place": ("staging", "offset + kind.itemsize * first", "offset"),
+    "a download that does not wait": ("staging", WAIT_OUT, "    part[...] = half"),
+    "a download from the wrong place": ("staging", "offset + target.itemsize * first", "offset"),
+    "one half for all": ("staging", "at = nbytes * (number % HALVES)", "at = 0"),
     "an engine on another stream": ("gpu", "self.stream.handle, batch)", "self.device.stream().handle, batch)"),
     "kernels on another stream": ("gpu", "self.stream.launch(", "self.device.stream().launch("),
     "labels that all begin at slice 0": ("outputs", "corner + first * full.strides[0]", "corner"),
@@ -66,11 +68,11 @@ MUTANTS = {
     "an accumulator that is one slice short": ("plan", DEPTH, DEPTH + " - 1"),
     "rows that overlap in one": ("plan", "row.start >= last.stop", "row.start > last.start"),
     "a plan that does not fit": ("plan", "if plan.nbytes + engines <= free", "if plan.nbytes <= free + engines"),
-    "float16 that nobody allowed": ("case", NO_LIMIT, '("float16",) if limit is None'),
-    "no second run": ("case", SHORT, "except ZeroDivisionError as error:"),
-    "another run after any error": ("case", SHORT, "except EngineError as error:"),
-    "a second run in silence": ("case", '        report(f"The GPU had', '        str(f"The GPU had'),
-    "a limit that is not kept": ("case", "free if limit is None else min(free, limit)", "free"),
+    "float16 that nobody allowed": ("attempts", NO_LIMIT, '("float16",) if limit is None'),
+    "no second run": ("attempts", SHORT, "except ZeroDivisionError as error:"),
+    "another run after any error": ("attempts", SHORT, "except EngineError as error:"),
+    "a second run in silence": ("attempts", '        report(f"The GPU had', '        str(f"The GPU had'),
+    "a limit that is not kept": ("attempts", "free if limit is None else min(free, limit)", "free"),
 }
 """What is wrong, in which module of the device path, and what is replaced by what."""
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from trtbuild.errors import OutOfMemory
 from trtbuild.runtime import Settings, tile_plan
+from trtbuild.runtime.device_attempts import IN_HALF
 from trtbuild.runtime.device_plan import GRAIN, fitting_plan, joined_rows
 from trtbuild.runtime.device_tables import Group, groups_of_row, tables_of_case, windows_of_group
 from trtbuild.runtime.slabs import Row, rows_of_plan
@@ -75,22 +76,57 @@ def test_where_nothing_fits_it_says_what_would(cuda: Cuda, small_grains: None) -
         with pytest.raises(OutOfMemory) as caught:
             one.on_device()
         assert "for the smallest plan (batch 1, float32 accumulator, labels slab by slab" in str(caught.value)
-        assert "--max-memory" in str(caught.value)
+        assert levers(caught.value) == (True, True, False)
         with pytest.raises(OutOfMemory) as caught:
             one.on_device(limit=100)
-        assert "--max-memory" not in str(caught.value), "the user has done that"
+        assert levers(caught.value) == (False, False, True), "the limit is what is short"
+        cuda.memory = 1000
+        with pytest.raises(OutOfMemory) as caught:
+            one.on_device(limit=1 << 20)
+        assert levers(caught.value) == (False, True, False), "a limit is named already, and not reached"
         assert cuda.live == {}
+
+
+def test_logits_of_members_are_not_promised_float16(cuda: Cuda, small_grains: None) -> None:
+    with opened_bench(cuda, EXAMPLES["mirrored"]) as one:
+        for memory, limit, expected in ((1000, None, (False, True, False)), (1 << 20, 1000, (False, False, True))):
+            cuda.memory = memory
+            with pytest.raises(OutOfMemory) as caught:
+                one.logits_on_device(limit=limit)
+            assert levers(caught.value) == expected
+
+
+def levers(error: OutOfMemory) -> tuple[bool, bool, bool]:
+    """Whether the message names float16, other programs, and the limit that there is."""
+    text = str(error)
+    assert "--max-memory" not in text, "that is the host's"
+    half = "allow a float16 accumulator by naming the limit yourself with --max-device-memory"
+    return half in text, "close other programs" in text, "raise --max-device-memory" in text
 
 
 def test_float16_only_where_the_user_named_a_limit(cuda: Cuda, small_grains: None) -> None:
     with opened_bench(cuda, EXAMPLES["mirrored"]) as one:
         least = one.plans()[-1].nbytes
         assert_same(one.on_device(limit=least), one.on_cpu())
-        half = replace(one, settings=Settings(accumulator="float16"))
+        assert one.notes == []
+        half = replace(one, settings=Settings(accumulator="float16"), notes=[])
         assert_same(one.on_device(limit=least - 1), half.on_cpu())
+        assert one.notes == [IN_HALF]
+        half.on_device(limit=least - 1)
+        assert half.notes == [], "it was asked for"
         cuda.memory = least - 1
         with pytest.raises(OutOfMemory):
             one.on_device()
+
+
+def test_float16_that_comes_with_a_new_beginning_is_told_too(cuda: Cuda, small_grains: None) -> None:
+    with opened_bench(cuda, EXAMPLES["mirrored"]) as one:
+        one.runners[0].out_of_memory = 1
+        half = replace(one, settings=Settings(accumulator="float16"))
+        assert_same(one.on_device(limit=one.plans()[-1].nbytes), half.on_cpu())
+        assert len(one.notes) == 2
+        assert "begins again" in one.notes[0]
+        assert one.notes[1] == IN_HALF
 
 
 def test_a_limit_is_kept(cuda: Cuda, small_grains: None) -> None:

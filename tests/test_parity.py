@@ -193,8 +193,8 @@ def swapped_mirror_fault() -> Any:
 
 
 def summed_folds_fault() -> Any:
-    original = slabs._weights
-    return mock.patch.object(slabs, "_weights", lambda plan, spec, passes: original(plan, spec, len(plan.flips)))
+    original = slabs.window_weights
+    return mock.patch.object(slabs, "window_weights", lambda plan, spec, passes: original(plan, spec, len(plan.flips)))
 
 
 @contextmanager

@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from kernel_checks import Host, same_bits
 from preparation_checks import (
     HOWS,
+    TYPES,
     Resized,
     box_of,
+    check_convert,
     check_preparation,
     extremes_of,
+    first_of,
     image_of,
     mask_of,
     moments,
@@ -46,6 +49,32 @@ HOSTS = st.builds(
 
 def sides(smallest: int, largest: int) -> st.SearchStrategy[tuple[int, int, int]]:
     return st.tuples(*[st.integers(smallest, largest)] * 3)
+
+
+# --- types and values
+
+
+@given(host=HOSTS, kind=st.sampled_from(list(TYPES)), forward=ORDERS)
+@settings(max_examples=40, deadline=None)
+def test_numbers_become_the_floats_that_numpy_makes_of_them(
+    host: Host, kind: prep.Stored, forward: tuple[int, ...]
+) -> None:
+    check_convert(host, kind, forward)
+
+
+@given(host=HOSTS, shape=sides(1, 9), bad=st.integers(0, 3), forward=ORDERS, seed=SEEDS)
+@settings(max_examples=60, deadline=None)
+def test_the_first_slice_that_is_not_finite_is_found(
+    host: Host, shape: tuple[int, int, int], bad: int, forward: tuple[int, ...], seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=(2, *shape)).astype(np.float32)
+    for _ in range(bad):
+        values[(1, *(int(rng.integers(n)) for n in shape))] = rng.choice([np.nan, np.inf, -np.inf])
+    view, image = on_host(host, values, forward)
+    hit = np.flatnonzero(~np.isfinite(view[1]).all(axis=(1, 2)))
+    assert first_of(host, image.channel(0)) is None
+    assert first_of(host, image.channel(1)) == (int(hit[0]) if len(hit) else None)
 
 
 # --- crop and mask
@@ -251,6 +280,13 @@ def test_a_whole_preparation(name: str, schemes: tuple[Normalization, ...]) -> N
 # --- the checks can fail
 
 MUTANTS = {
+    "bytes without a sign": ("CONVERT(convert_i8, signed char)", "CONVERT(convert_i8, u8)"),
+    "channels that lie over one another": ("out[c * voxels + into]", "out[into]"),
+    "infinity is a number": (
+        "!finite(image[place(v, z, y, x)])",
+        "image[place(v, z, y, x)] != image[place(v, z, y, x)]",
+    ),
+    "the slice of NaN is any": ("lower(first, (int)z)", "first[0] = 0"),
     "the last slice is cut off": ("lower(box + 3 + axis, -ends[axis]);", "lower(box + 3 + axis, 1 - ends[axis]);"),
     "one channel of the mask": (
         "place(v, z, y, x)] != 0.0f;\n        const bool face",

@@ -323,7 +323,7 @@ def test_an_onnxruntime_option_that_does_not_hold_is_a_mismatch() -> None:
             return {"CUDAExecutionProvider": {"use_tf32": "1"}, "CPUExecutionProvider": {}}
 
     with pytest.raises(PrecisionMismatch, match="use_tf32"):
-        ort_runner._check_read_back(Session(), ("CUDAExecutionProvider",), Path("x.onnx"))
+        ort_runner.check_read_back(Session(), ("CUDAExecutionProvider",), Path("x.onnx"))
 
 
 # --- networks that do not fit
@@ -435,11 +435,11 @@ def test_auto_takes_the_first_that_is_there_and_keeps_why_not_the_others() -> No
     choice = choose_backend("auto")
     assert choice.name == "openvino"
     assert choice.refused == tuple(
-        (name, "TensorRT engines cannot run here: no NVIDIA driver.") for name in ("tensorrt", "tensorrt-rtx")
+        (name, "GPU engines cannot run here: no NVIDIA driver.") for name in ("tensorrt", "tensorrt-rtx")
     )
     assert [(b.name, b.available, b.reason is None) for b in available_backends()] == [
         ("tensorrt", False, False), ("tensorrt-rtx", False, False), ("openvino", True, True),
-        ("onnxruntime", True, True),
+        ("onnxruntime", True, True), ("onnxruntime-cuda", False, False),
     ]  # fmt: skip
     assert all(b.version for b in available_backends() if b.available)
 

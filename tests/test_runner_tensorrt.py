@@ -30,9 +30,9 @@ from trtbuild.runtime.device import opened_device
 from trtbuild.runtime.runtime_cache import kept_cache
 from trtbuild.runtime.select import available_backends, choose_backend, open_runner
 from trtbuild.runtime.tensorrt import TensorRTRunner
-from trtbuild.runtime.tensorrt_engine import Errors, error_log
 from trtbuild.runtime.tensorrt_fit import check_gpu, check_version
 from trtbuild.runtime.tensorrt_lanes import parts
+from trtbuild.runtime.tensorrt_log import Errors, error_log
 from trtbuild.spec import BuildRecord
 
 pytest_plugins = ["cache_samples"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from rich.progress import Progress
 
 from trtbuild import show
 from trtbuild.steps.folder_run.ending import Outcome
@@ -39,10 +40,36 @@ def test_progress_shows_names_as_they_are(
     assert f"reading {name}" in capsys.readouterr().err
     with show.cases(quiet=False) as events:
         events.case_ended(Outcome(case=name, output=None, error=f"no [{name}]", seconds={}, warnings=()))
-        if terminal:
-            assert events.progress is not None
-            events.progress("network", 1, 2)
-    assert f"{name}: FAILED. no [{name}]" in capsys.readouterr().err
+        events.case_progress(name, "network", 1, 2)
+    text = capsys.readouterr().err
+    assert f"{name}: FAILED. no [{name}]" in text
+    assert (f"{name}: network" in text) == terminal
+
+
+def test_every_case_that_runs_has_a_line_until_it_is_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two run at once; `a` goes to be written, and `b` fails."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+
+    def lines() -> set[str]:
+        return {task.description.strip() for task in bars[0].tasks}
+
+    bars: list[Progress] = []
+    start = Progress.start
+    monkeypatch.setattr(Progress, "start", lambda self: (bars.append(self), start(self))[1])
+    with show.cases(quiet=False) as events:
+        events.case_progress("a", "prepare", 0, 1)
+        events.case_progress("b", "network", 1, 4)
+        events.case_progress("a", "network", 3, 4)
+        assert lines() == {"cases", "a: network", "b: network"}
+        events.case_progress("a", "write", 0, 1)
+        assert lines() == {"cases", "b: network"}
+        for case, error in (("a", None), ("b", "broken")):
+            events.case_ended(Outcome(case=case, output="x", error=error, seconds={}, warnings=()))
+        assert lines() == {"cases"}
+    assert "b: FAILED. broken" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -52,7 +79,8 @@ def test_a_bundle_is_shown_with_its_path_as_it_is(name: str, capsys: pytest.Capt
 
 
 def test_the_command_that_installs_an_extra_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
-    facts: dict[str, Any] = {"trtbuild": "1", "python": "3", "system": "x", "processors": 2, "backends": []}
+    facts: dict[str, Any] = {"trtbuild": "1", "python": "3", "system": "x", "processors": 2, "backends": [],
+                             "gpus": []}  # fmt: skip
     show.health({**facts, "extras": {"base": {"numpy": None}, "graph": {"onnx": None}}})
     text = capsys.readouterr().out
     assert "pip install 'trtbuild[graph]'" in text

@@ -106,8 +106,9 @@ def test_a_logit_beyond_float16_stops_the_case_and_says_so() -> None:
     spec, data = SPECS["3D"], image((1, 9, 13, 11))
     with null_runner(spec, kind=Large) as runner:
         logits_from_image(data, spec, [runner], (), 0.5, lambda done, total: None)
-        with pytest.raises(NonFinite, match="float16"):
+        with pytest.raises(NonFinite, match="float16") as caught:
             logits_from_image(data, spec, [runner], (), 0.5, lambda done, total: None, "float16")
+    assert "--max-memory (on a GPU also with --max-device-memory)" in str(caught.value)
 
 
 def body(shape: tuple[int, ...]) -> np.ndarray:

@@ -173,7 +173,7 @@ FREED = """
 import ctypes, gc, sys
 import tensorrt_rtx as trt
 from trtbuild.engine.tensorrt.logger import Rows, new_logger
-from trtbuild.runtime.tensorrt_engine import Errors, error_log
+from trtbuild.runtime.tensorrt_log import Errors, error_log
 
 def made(what):
     owner = Rows() if what == "build" else Errors()

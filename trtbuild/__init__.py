@@ -90,6 +90,8 @@ def open(  # as in gzip.open: trtbuild.open(bundle)
     vote: Literal["soft", "hard"] = "soft",
     disagreement: bool = False,
     postprocessing: str | PathLike[str] | Literal[False] | None = None,
+    device: int = 0,
+    device_memory: int | None = None,
 ) -> Predictor:
     """Opens a bundle, or several as an ensemble, for prediction; use it in a `with` block.
 
@@ -104,6 +106,9 @@ def open(  # as in gzip.open: trtbuild.open(bundle)
         disagreement: predictions also hold the entropy of the probabilities (or votes), 0 to 1.
         postprocessing: nnU-Net's postprocessing.json or .pkl in place of the bundle's own rules, False for none. None
             takes the rules of a single bundle, and none for an ensemble.
+        device: number of the GPU, for engines that need one.
+        device_memory: bytes of its memory that a case may take; None takes what is free. A case that needs more is
+            summed in float16, or is refused.
     """
     from trtbuild.steps.prediction.predictor import open_predictor, rules_from
 
@@ -118,6 +123,8 @@ def open(  # as in gzip.open: trtbuild.open(bundle)
         vote=vote,
         disagreement=disagreement,
         postprocessing=() if postprocessing is False else rules_from(postprocessing),
+        device=device,
+        device_memory=device_memory,
     )
 
 

@@ -142,6 +142,30 @@ def gpu_description(index: int = 0) -> dict[str, str]:
     }
 
 
+def gpu_count() -> int:
+    """How many GPUs the driver can use: 0 without one."""
+    count, driver = ctypes.c_int(0), _driver()
+    if driver is None or int(driver.cuInit(0)) or int(driver.cuDeviceGetCount(ctypes.byref(count))):
+        return 0
+    return count.value
+
+
+def gpu_memory(index: int) -> int:
+    """Bytes of a GPU's memory, whoever uses them.
+
+    Raises:
+        EngineError: the driver fails.
+    """
+    device, size, driver = ctypes.c_int(0), ctypes.c_size_t(0), _driver()
+    status = -1 if driver is None else (
+        int(driver.cuDeviceGet(ctypes.byref(device), index))
+        or int(driver.cuDeviceTotalMem_v2(ctypes.byref(size), device))
+    )  # fmt: skip
+    if status != 0:
+        raise EngineError("The driver does not describe its GPU.", got=f"CUDA error {status}", where=f"GPU {index}")
+    return size.value
+
+
 def _driver() -> Any | None:
     try:
         return ctypes.CDLL(DRIVER)

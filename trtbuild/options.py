@@ -17,6 +17,7 @@ DASH_WORD = re.compile(r"^-[A-Za-z]")
 OPTION_WORD = re.compile(r"^-.")
 NUMBER = r"\d+(\.\d*)?([eE][+-]?\d+)?"
 WEIGHT_WORD = re.compile(rf"^{NUMBER}(,{NUMBER})*$", re.ASCII)
+DEVICES_WORD = re.compile(r"\d{1,4}(,\d{1,4})*", re.ASCII)
 SIZE_WORD = re.compile(r"^(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?$", re.ASCII | re.IGNORECASE)
 
 
@@ -131,6 +132,23 @@ class WeightsOption(GreedyOption):
         return tuple(map(float, words)) or None
 
 
+class DevicesType(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions of click
+    """Numbers of GPUs: 0, or 0,1; a tuple of distinct whole numbers."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """The numbers, in the order of the words."""
+        if isinstance(value, tuple):
+            return value
+        if not DEVICES_WORD.fullmatch(value):
+            self.fail(f"{value!r} is no list of GPUs: expected numbers and commas, such as 0,1.", param, ctx)
+        devices = tuple(map(int, value.split(",")))
+        if len(set(devices)) != len(devices):
+            self.fail(f"a GPU is named twice in {value}.", param, ctx)
+        return devices
+
+
 class BytesType(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions of click
     """A size in bytes: 8G, 512M, 1.5GiB, 2000000000; K, M, G, T are powers of 1024, as in `docker run -m`."""
 
@@ -148,4 +166,5 @@ class BytesType(click.ParamType):  # type: ignore[type-arg]  # generic only in n
         return size
 
 
+DEVICES = DevicesType()
 BYTES = BytesType()

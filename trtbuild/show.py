@@ -74,7 +74,8 @@ def steps(*, quiet: bool) -> Iterator[Callable[[str], None]]:
 
 @contextlib.contextmanager
 def cases(*, quiet: bool) -> Iterator[Events]:
-    """Progress of a folder run on stderr: bars on a terminal, a line per case elsewhere."""
+    """Progress of a folder run on stderr: on a terminal a bar for the cases and one for each that runs, a line per case
+    elsewhere."""
     from trtbuild.steps.folder_run.flow import Events
 
     if quiet:
@@ -139,32 +140,42 @@ def _plain_events(screen: Console) -> Events:
 
 @contextlib.contextmanager
 def _bars(screen: Console) -> Iterator[Events]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
     from trtbuild.steps.folder_run.flow import Events
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=screen, transient=True) as bars:
         overall = bars.add_task("cases", total=None)
-        windows = bars.add_task("", total=None)
+        running: dict[str, TaskID] = {}
 
         def started(count: int, predictor: Any) -> None:
             for line in _started_lines(count, predictor):
                 screen.print(line)
             bars.update(overall, total=count)
 
+        def left(case: str) -> None:
+            if case in running:
+                bars.remove_task(running.pop(case))
+
         def ended(outcome: Outcome) -> None:
+            left(outcome.case)
             screen.print(_outcome_line(outcome))
             bars.advance(overall)
 
-        def progress(stage: str, done: int, total: int) -> None:
-            bars.update(windows, description=f"  {STAGES[stage]}", completed=done, total=total)
+        def progress(case: str, stage: str, done: int, total: int) -> None:
+            if stage == "write":  # it is written beside the next case, which takes its line
+                left(case)
+                return
+            if case not in running:
+                running[case] = bars.add_task("", total=None)
+            bars.update(running[case], description=f"  {printable(case)}: {STAGES[stage]}", completed=done, total=total)
 
         yield Events(
             started=started,
             case_started=lambda plan: screen.print(_plan_line(plan)),
             case_ended=ended,
-            progress=progress,
+            case_progress=progress,
         )
 
 
@@ -284,3 +295,12 @@ def health(facts: Mapping[str, Any]) -> None:
             backend["name"], f"ready, {backend['version']}" if backend["available"] else "not here", backend["reason"]
         )
     out.print(table)
+    for number, gpu in enumerate(facts["gpus"]):
+        out.print(f"GPU {number}: {printable(gpu.get('error') or _gpu(gpu))}")
+
+
+def _gpu(gpu: Mapping[str, Any]) -> str:
+    return (
+        f"{gpu['gpu']}, {gpu['memory'] / (1 << 30):.1f} GiB, compute capability {gpu['capability']}, driver for CUDA "
+        f"{gpu['driver']}"
+    )

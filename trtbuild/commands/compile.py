@@ -92,8 +92,8 @@ def model_options(function: Callable[..., None]) -> Callable[..., None]:
     default=("auto",),
     show_default=True,
     metavar="NAME",
-    help="auto, openvino, onnxruntime, tensorrt or tensorrt-rtx; repeat it for engines of several backends. "
-    "tensorrt-rtx builds without a GPU; auto takes what runs on this machine.",
+    help="auto, openvino, onnxruntime, tensorrt, tensorrt-rtx or onnxruntime-cuda; repeat it for engines of several "
+    "backends. The last two need no GPU here; auto takes what runs on this machine.",
 )
 @click.option(
     "--precision",

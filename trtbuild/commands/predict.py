@@ -11,7 +11,7 @@ from trtbuild import show
 from trtbuild.commands.shared import FOLDER, command, interruptible
 from trtbuild.config import PredictConfig
 from trtbuild.errors import InputError, SomeCasesFailed, TrtbuildError
-from trtbuild.options import BYTES, FoldOption, InputsOption, WeightsOption
+from trtbuild.options import BYTES, DEVICES, FoldOption, InputsOption, WeightsOption
 from trtbuild.spec import json_from_value
 
 DICOM = "dicom_seg"
@@ -80,6 +80,22 @@ DICOM = "dicom_seg"
     metavar="SIZE",
     help="Of all processes together, such as 8G. A case that would need more waits for the others, is summed in "
     "float16, or is refused by name. Default: what is free, and no float16.",
+)
+@click.option(
+    "--devices",
+    type=DEVICES,
+    default="0",
+    show_default=True,
+    metavar="NUMBERS",
+    help="GPUs for engines that need one, such as 0,1. The cases go over all of them.",
+)
+@click.option(
+    "--max-device-memory",
+    "device_memory",
+    type=BYTES,
+    metavar="SIZE",
+    help="Of each GPU, for a case. One that would need more leaves the GPU in parts, is summed in float16, or is "
+    "refused by name. Default: what is free, and no float16.",
 )
 @click.option("-num_parts", "num_parts", type=click.IntRange(1), default=1, help="Split the cases into so many parts.")
 @click.option("-part_id", "part_id", type=click.IntRange(0), default=0, help="The part to predict, from 0.")

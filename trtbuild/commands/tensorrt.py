@@ -121,6 +121,9 @@ NAMES = (
     "verbose",
 )  # fmt: skip
 
+ON_CUDA = ("min_batch", "opt_batch", "max_batch", "fp16_norms")
+"""Those that ONNX Runtime's CUDA provider has a use for, too."""
+
 
 def tensorrt_from(given: dict[str, Any], *, is_onnx: bool) -> TensorRTConfig:
     """Takes TensorRT's options out of `given`; one that nothing would come of is a usage error.
@@ -129,7 +132,9 @@ def tensorrt_from(given: dict[str, Any], *, is_onnx: bool) -> TensorRTConfig:
         given: values by parameter.
         is_onnx: an ONNX file is compiled, which is for TensorRT whatever `given["backends"]` says.
     """
-    wanted = options_given(*NAMES, "timing_cache", "fp16_norms", "emit_script")
+    on_cuda = "onnxruntime-cuda" in given["backends"]
+    names = (*NAMES, "timing_cache", "fp16_norms", "emit_script")
+    wanted = options_given(*(name for name in names if not (on_cuda and name in ON_CUDA)))
     if wanted and not is_onnx and not any(name in MODULES for name in given["backends"]):
         raise click.UsageError(f"{wanted[0]} is for TensorRT: add --backend tensorrt-rtx or tensorrt.")
     values = {name: given.pop(name) for name in NAMES}

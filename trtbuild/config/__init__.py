@@ -10,7 +10,7 @@ from trtbuild.config.precision import (
     Target,
     Threshold,
 )
-from trtbuild.config.prediction import PredictConfig, Vote, check_ensemble
+from trtbuild.config.prediction import PredictConfig, Vote, check_devices, check_ensemble
 from trtbuild.config.tensorrt import Compatibility, TensorRTConfig
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "TensorRTConfig",
     "Threshold",
     "Vote",
+    "check_devices",
     "check_ensemble",
     "check_folds",
     "check_limit",

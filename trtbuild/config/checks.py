@@ -76,3 +76,10 @@ def check_known(name: str, value: object, known: tuple[object, ...]) -> None:
 def check_whole(value: object, least: int, where: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise TrtbuildError("A number is out of range.", expected=f"a whole number >= {least}", got=value, where=where)
+
+
+def check_device(device: object, memory: object) -> None:
+    """The number of a GPU, and bytes of its memory or None, else TrtbuildError."""
+    check_whole(device, 0, "device")
+    if memory is not None:
+        check_whole(memory, 1, "device_memory")

@@ -115,10 +115,10 @@ class CompileConfig:
     def _check_precision(self) -> None:
         """What belongs to INT8 is for INT8, and what needs ranges gets a calibration.
 
-        FP16 for TensorRT does without: it takes the ranges of the golden patch.
+        FP16 for GPUs does without: it takes the ranges of the golden patch.
         """
-        has_tensorrt = any(name.startswith("tensorrt") for name in self.backends)
-        if self.calibration is None and (self.precision == "int8" or (self.precision == "fp16" and not has_tensorrt)):
+        on_gpu = any(name.startswith("tensorrt") or name == "onnxruntime-cuda" for name in self.backends)
+        if self.calibration is None and (self.precision == "int8" or (self.precision == "fp16" and not on_gpu)):
             raise TrtbuildError(
                 f"{self.precision.upper()} needs patches to measure the network's ranges on.",
                 expected="--calibration nnUNet_preprocessed/DatasetX, or --calibration-images FOLDER",

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from trtbuild.config.checks import check_folds, check_step_size, check_threads
+from trtbuild.config.checks import check_device, check_folds, check_step_size, check_threads
 from trtbuild.errors import TrtbuildError
 
 Vote = Literal["soft", "hard"]
+CPU_BACKENDS = ("openvino", "onnxruntime", "null")
 
 
 def check_ensemble(weights: tuple[float, ...] | None, vote: str, members: int) -> tuple[float, ...]:
@@ -41,6 +42,28 @@ def check_ensemble(weights: tuple[float, ...] | None, vote: str, members: int) -
     return weights
 
 
+def check_devices(devices: tuple[int, ...], memory: int | None, backend: str) -> None:
+    """Distinct numbers of GPUs, at least one, and a limit of their memory; TrtbuildError where they cannot be, or where
+    a CPU backend is named, which has neither (0 is what everybody has who names no GPU)."""
+    numbers = devices if isinstance(devices, tuple) else ()
+    for device in numbers:
+        check_device(device, memory)
+    if not numbers or len(set(numbers)) != len(numbers):
+        raise TrtbuildError(
+            "The list of GPUs is wrong.",
+            expected="distinct numbers, at least one, such as (0, 1)",
+            got=repr(devices),
+            where="--devices",
+        )
+    if backend in CPU_BACKENDS and (numbers != (0,) or memory is not None):
+        raise TrtbuildError(
+            "Only engines for a GPU take --devices and --max-device-memory.",
+            expected="a backend for GPUs, such as tensorrt",
+            got=f"--backend {backend}",
+            hint="leave them out; --max-memory limits the memory of the host",
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig:
     """From bundles and images to segmentations.
@@ -51,7 +74,8 @@ class PredictConfig:
     `previous_stage` is a folder with the labels of a cascade's first stage. `postprocessing` is a file of nnU-Net's in
     place of the bundle's own rules; Path("none") does without. `max_memory` is in bytes, for the whole process tree.
     `preparing` and `writing` are 0 to do that in turn with the network, else beside it. `dicom_seg` writes DICOM
-    segmentations, too.
+    segmentations, too. `devices` are the numbers of the GPUs, for engines that need one; `device_memory` is in bytes,
+    of each of them, what a case may take.
     """
 
     bundles: tuple[Path, ...]
@@ -75,9 +99,12 @@ class PredictConfig:
     preparing: int = 1
     writing: int = 1
     dicom_seg: bool = False
+    devices: tuple[int, ...] = (0,)
+    device_memory: int | None = None
 
     def __post_init__(self) -> None:
         check_threads(self.threads)
+        check_devices(self.devices, self.device_memory, self.backend)
         check_folds(self.folds)
         check_ensemble(self.weights, self.vote, len(self.bundles))
         check_step_size(self.step_size)

@@ -19,9 +19,11 @@ from numpy.typing import DTypeLike
 
 from trtbuild.errors import EngineError, MissingExtra, OutOfMemory
 from trtbuild.nvinfer import no_driver
+from trtbuild.runtime.device_event import Event
+from trtbuild.runtime.device_graph import Graph, Work
 from trtbuild.runtime.device_parts import Buffer, Closable, Kernel, Module, Pinned, Stream
 
-__all__ = ["Buffer", "Device", "Kernel", "Module", "Pinned", "Stream", "check_device_usable", "opened_device"]
+__all__ = ["Buffer", "Device", "Event", "Kernel", "Module", "Pinned", "Stream", "check_device_usable", "opened_device"]
 
 NO_ROOM = "close other programs that use the GPU, or compile with a smaller --max-batch"
 
@@ -29,7 +31,8 @@ Resource = TypeVar("Resource", bound=Closable)
 
 
 class Device:
-    """An opened GPU. `capability` is "8.6", `memory` in bytes, `driver` the newest CUDA that its driver knows, "13.0".
+    """An opened GPU. `index` is its number, `capability` is "8.6", `memory` in bytes, `driver` the newest CUDA that its
+    driver knows, "13.0".
 
     Streams and memory are closed by whoever made them; what is left is closed with the device, the newest first.
     """
@@ -40,6 +43,7 @@ class Device:
             major, minor = device.compute_capability()
             version = int(cuda.get_driver_version())
             self.name, self.memory = str(device.name()), int(device.total_memory())
+        self.index = index
         self.capability, self.driver = f"{major}.{minor}", f"{version // 1000}.{version % 1000 // 10}"
         self.cuda = cuda
         self._open: list[Closable] = []
@@ -63,6 +67,10 @@ class Device:
         """A new stream."""
         return self._owned(Stream(self))
 
+    def event(self) -> Event:
+        """A new event, which has no place yet."""
+        return self._owned(Event(self))
+
     def buffer(self, nbytes: int) -> Buffer:
         """Device memory of `nbytes`, with whatever lies there."""
         return self._owned(Buffer(self, nbytes))
@@ -78,6 +86,16 @@ class Device:
             EngineError: they were compiled for another one, or are no cubin.
         """
         return self._owned(Module(self, cubin))
+
+    def graph(self, stream: Stream, work: Work) -> Graph:
+        """What `work` begins on the stream, captured as one thing to launch; it is not begun.
+
+        Raises:
+            EngineError: the work or the capture failed. The stream is as it was.
+            OutOfMemory: there is no memory for the graph.
+            MissingExtra: cuda-bindings is not installed.
+        """
+        return self._owned(Graph(self, stream, work))
 
     def free_memory(self) -> int:
         """Bytes that are free now; other programs may take them at any time."""
@@ -119,7 +137,7 @@ def check_device_usable() -> None:
     """Raises as `opened_device` does where there is no driver or no pycuda; touches no device and loads nothing."""
     reason = no_driver()
     if reason is not None:
-        raise EngineError(f"TensorRT engines cannot run here: {reason}.")
+        raise EngineError(f"GPU engines cannot run here: {reason}.")
     if find_spec("pycuda") is None:
         raise MissingExtra("pycuda", "gpu", "run engines on a GPU")
 

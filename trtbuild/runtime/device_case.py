@@ -6,22 +6,24 @@ same labels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbuild.errors import EngineError, OutOfMemory
+from trtbuild.errors import EngineError
+from trtbuild.runtime.device import Buffer
+from trtbuild.runtime.device_attempts import Report, accumulators_of, in_memory
 from trtbuild.runtime.device_gpu import DeviceEngine, Gpu
 from trtbuild.runtime.device_outputs import Output, label_output, logit_output, probability_output
-from trtbuild.runtime.device_plan import DevicePlan, device_plans, fitting_plan
+from trtbuild.runtime.device_plan import DevicePlan
+from trtbuild.runtime.device_prepare import DevicePrepared, closed_after, shape_of
 from trtbuild.runtime.device_rows import added_rows
 from trtbuild.runtime.device_run import Run, allocated
 from trtbuild.runtime.device_sizes import DeviceCase
 from trtbuild.runtime.predictor import Clock, Member, Prediction, Progress, Settings, tell
-from trtbuild.runtime.slabs import Accumulator
 from trtbuild.runtime.tiles import tile_plan
 from trtbuild.volume import Prepared
 from trtbuild.volume.back import Logits, way_back
@@ -30,13 +32,10 @@ NOT_LINEAR = (
     "The model resamples its logits with splines, which the device does not: they come back to the host, and the CPU "
     "makes the labels."
 )
-Result = TypeVar("Result")
-Report = Callable[[str], None]
-"""Told in words what runs otherwise than asked for."""
 
 
 def prediction_on_device(
-    prepared: Prepared,
+    prepared: Prepared | DevicePrepared,
     member: Member,
     settings: Settings,
     engines: Sequence[DeviceEngine],
@@ -49,7 +48,7 @@ def prediction_on_device(
     """Segments a prepared case; the labels are those of `prediction_from_prepared` for the same logits.
 
     Args:
-        prepared: the case.
+        prepared: the case. One on the device is closed at the end, whatever happens.
         member: its `spec` and `mirror_axes`.
         settings: as there. `accumulator` "float16" is used where it is given, or where `limit` is and float32 does
             not fit.
@@ -66,16 +65,17 @@ def prediction_on_device(
         EngineError: an engine or the device failed.
         Cancelled: `progress` said so.
     """
-    case = device_case(prepared, member, settings, engines)
-    accumulators = _accumulators(settings, limit)
-    return _in_memory(
-        case, accumulators, engines, gpu, limit, report,
-        lambda plan: labels_on_device(prepared, case, plan, settings, engines, gpu, progress, report, clock),
-    )  # fmt: skip
+    with closed_after(prepared):
+        case = device_case(prepared, member, settings, engines)
+        accumulators = accumulators_of(settings, limit)
+        return in_memory(
+            case, accumulators, engines, gpu, limit, report,
+            lambda plan: labels_on_device(prepared, case, plan, settings, engines, gpu, progress, report, clock),
+        )  # fmt: skip
 
 
 def case_logits_on_device(
-    prepared: Prepared,
+    prepared: Prepared | DevicePrepared,
     member: Member,
     settings: Settings,
     engines: Sequence[DeviceEngine],
@@ -89,15 +89,16 @@ def case_logits_on_device(
     In the type of `settings.accumulator`, which no limit changes: members are averaged in one type. The other arguments
     and the errors are those of `prediction_on_device`.
     """
-    case = replace(device_case(prepared, member, settings, engines), wants_logits=True)
-    return _in_memory(
-        case, (settings.accumulator,), engines, gpu, limit, report,
-        lambda plan: _arrays(prepared, case, plan, engines, gpu, progress, Clock())[0],
-    )  # fmt: skip
+    with closed_after(prepared):
+        case = replace(device_case(prepared, member, settings, engines), wants_logits=True)
+        return in_memory(
+            case, (settings.accumulator,), engines, gpu, limit, report,
+            lambda plan: arrays_of_case(prepared, case, plan, engines, gpu, progress, Clock())[0],
+        )  # fmt: skip
 
 
 def labels_on_device(
-    prepared: Prepared,
+    prepared: Prepared | DevicePrepared,
     case: DeviceCase,
     plan: DevicePlan,
     settings: Settings,
@@ -109,50 +110,29 @@ def labels_on_device(
 ) -> Prediction:
     """As `prediction_on_device`, with one plan of `device_plans`. Whatever happens, nothing is under way at the end and
     all memory of the case is given back."""
-    results = _arrays(prepared, case, plan, engines, gpu, progress, clock)
+    results = arrays_of_case(prepared, case, plan, engines, gpu, progress, clock)
     if plan.labels == "none":
         report(NOT_LINEAR)
-        return _finished_on_host(results[0], prepared, case, settings, progress, clock)
+        return finished_on_host(results[0], prepared, case, settings, progress, clock)
     tell(progress, "back", 1, 1)
     clock.lap("back")
     maps = results[1] if case.probabilities else None
     return Prediction(segmentation=results[0], probabilities=maps, grid=prepared.grid, seconds=clock.seconds)
 
 
-def _in_memory(
-    case: DeviceCase,
-    accumulators: Sequence[Accumulator],
-    engines: Sequence[DeviceEngine],
-    gpu: Gpu,
-    limit: int | None,
-    report: Report,
-    run: Callable[[DevicePlan], Result],
-) -> Result:
-    """The best plan that fits; where it finds no memory after all, the next smaller one, until none is left."""
-    plans, free = device_plans(case, accumulators), gpu.device.free_memory()
-    plan = fitting_plan(plans, free if limit is None else min(free, limit), gpu.activations(engines))
-    while True:
-        try:
-            return run(plan)
-        except OutOfMemory as error:
-            smaller, reason = next(plans, None), error.got
-            if smaller is None:
-                raise
-        report(f"The GPU had no memory left ({reason}) with {plan}: the case begins again with {smaller}.")
-        plan = smaller
-
-
-def _arrays(
-    prepared: Prepared,
+def arrays_of_case(
+    prepared: Prepared | DevicePrepared,
     case: DeviceCase,
     plan: DevicePlan,
     engines: Sequence[DeviceEngine],
     gpu: Gpu,
     progress: Progress | None,
     clock: Clock,
+    labels: Buffer | None = None,
 ) -> list[NDArray[Any]]:
-    """Logits, or labels and with them probabilities where they are asked for."""
-    with allocated(prepared, case, plan, engines, gpu) as run:
+    """Logits, or labels and with them probabilities where they are asked for. Labels that stay on the device are in
+    `labels` then, and not among them."""
+    with allocated(prepared, case, plan, engines, gpu, labels) as run:
         outputs = _outputs(run)
         for base, row in added_rows(run, engines, progress):
             clock.lap("network")
@@ -162,7 +142,9 @@ def _arrays(
         return [output.result() for output in outputs]
 
 
-def device_case(prepared: Prepared, member: Member, settings: Settings, engines: Sequence[DeviceEngine]) -> DeviceCase:
+def device_case(
+    prepared: Prepared | DevicePrepared, member: Member, settings: Settings, engines: Sequence[DeviceEngine]
+) -> DeviceCase:
     """What the case is to the device.
 
     Raises:
@@ -178,28 +160,26 @@ def device_case(prepared: Prepared, member: Member, settings: Settings, engines:
             got=f"types {sorted(kinds)}, batches from {smallest} to {largest}",
             where=spec.configuration,
         )
+    shape = shape_of(prepared)
     return DeviceCase(
-        spec=spec, shape=prepared.data.shape, grid=prepared.grid, way=way_back(prepared.grid, spec), folds=len(engines),
-        tiles=tile_plan(prepared.data.shape[1:], spec, axes, settings.step_size), kinds=kinds.pop(),
+        spec=spec, shape=shape, grid=prepared.grid, way=way_back(prepared.grid, spec), folds=len(engines),
+        tiles=tile_plan(shape[1:], spec, axes, settings.step_size), kinds=kinds.pop(),
         probabilities=settings.probabilities, smallest=smallest, largest=largest,
+        resident=isinstance(prepared, DevicePrepared),
     )  # fmt: skip
-
-
-def _accumulators(settings: Settings, limit: int | None) -> tuple[Accumulator, ...]:
-    if settings.accumulator == "float16":
-        return ("float16",)
-    return ("float32",) if limit is None else ("float32", "float16")
 
 
 def _outputs(run: Run) -> tuple[Output, ...]:
     if run.plan.labels == "none":
         return (logit_output(run),)
+    if run.case.labels_stay:
+        return (replace(label_output(run), result=lambda: np.empty(0)),)
     return (label_output(run), probability_output(run)) if run.case.probabilities else (label_output(run),)
 
 
-def _finished_on_host(
+def finished_on_host(
     logits: NDArray[np.float32],
-    prepared: Prepared,
+    prepared: Prepared | DevicePrepared,
     case: DeviceCase,
     settings: Settings,
     progress: Progress | None,

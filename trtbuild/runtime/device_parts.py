@@ -13,6 +13,7 @@ from trtbuild.errors import EngineError
 
 if TYPE_CHECKING:
     from trtbuild.runtime.device import Device
+    from trtbuild.runtime.device_event import Event
 
 Triple = tuple[int, int, int]
 
@@ -31,6 +32,10 @@ class Stream:
         with device.current():
             self._streams = [device.cuda.Stream()]
         self.handle = int(self._streams[0].handle)
+
+    def made(self) -> Any:
+        """pycuda's, inside `Device.current`, which nobody may keep."""
+        return self._streams[0]
 
     def copy_in(self, target: Buffer, source: NDArray[Any], offset: int = 0) -> None:
         """Begin to copy a page-locked array (C order) to a buffer, `offset` bytes from its start.
@@ -73,6 +78,15 @@ class Stream:
         with self._device.current():
             function = kernel.module.function(kernel.name, types)
             function.prepared_async_call(grid, block, self._streams[0], *arguments)
+
+    def mark(self, event: Event) -> None:
+        """Put an event behind all that was begun.
+
+        Raises:
+            EngineError: the event is closed.
+        """
+        with self._device.current():
+            event.made().record(self._streams[0])
 
     def synchronize(self) -> None:
         """Wait until everything that was begun is done; a closed stream has nothing under way.

@@ -8,7 +8,7 @@ slab; fewer tiles go into one call; the accumulator is float16, only where the u
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from trtbuild.errors import OutOfMemory
@@ -52,7 +52,7 @@ class DevicePlan:
     @property
     def nbytes(self) -> int:
         """Device memory, in whole grains."""
-        return sum(-(-size // GRAIN) * GRAIN for size in self.buffers.values())
+        return in_grains(self.buffers.values())
 
     def __str__(self) -> str:
         leaving = {"whole": "labels at once", "slabs": "labels slab by slab", "none": "logits to the host"}
@@ -60,6 +60,11 @@ class DevicePlan:
             f"batch {self.batch}, {self.accumulator} accumulator, {leaving[self.labels]}, "
             f"{self.nbytes / MEGABYTE:.0f} MB"
         )
+
+
+def in_grains(sizes: Iterable[int]) -> int:
+    """Bytes of device memory that allocations of these sizes take at most."""
+    return sum(-(-size // GRAIN) * GRAIN for size in sizes)
 
 
 def device_plans(case: DeviceCase, accumulators: Sequence[Accumulator]) -> Iterator[DevicePlan]:
@@ -76,13 +81,14 @@ def device_plans(case: DeviceCase, accumulators: Sequence[Accumulator]) -> Itera
             yield plan
 
 
-def fitting_plan(plans: Iterator[DevicePlan], free: int, engines: int) -> DevicePlan:
+def fitting_plan(plans: Iterator[DevicePlan], free: int, engines: int, hint: str | None = None) -> DevicePlan:
     """The best plan that fits; those that are left in `plans` are smaller.
 
     Args:
         plans: of `device_plans`.
         free: bytes of device memory that the case may take.
         engines: bytes of it that the engines will still allocate, for the activations of their first call.
+        hint: what the user can do where none fits.
 
     Raises:
         OutOfMemory: none fits; says what the smallest one takes.
@@ -95,21 +101,15 @@ def fitting_plan(plans: Iterator[DevicePlan], free: int, engines: int) -> Device
         "The case does not fit into the GPU's memory.",
         expected=f"{(plan.nbytes + engines) / MEGABYTE:.0f} MB free, for the smallest plan ({plan}; the engines' "
         f"activations take {engines / MEGABYTE:.0f} MB, the {largest} {plan.buffers[largest] / MEGABYTE:.0f} MB)",
-        got=f"{free / MEGABYTE:.0f} MB",
-        hint=_levers(plan),
+        got=f"{max(0, free) / MEGABYTE:.0f} MB",
+        hint=hint,
     )
-
-
-def _levers(least: DevicePlan) -> str:
-    levers = ["close other programs that use the GPU", "compile with a smaller --max-batch", "use a CPU engine"]
-    if least.accumulator == "float32":
-        levers.insert(1, "allow a float16 accumulator by naming the limit yourself with --max-memory")
-    return ", or ".join(levers)
 
 
 def candidate_plans(case: DeviceCase, accumulators: Sequence[Accumulator]) -> Iterator[DevicePlan]:
     """Every combination, in the order in which they are tried."""
-    ways: tuple[Labels, ...] = ("none",) if case.ends_on_host else ("whole", "slabs")
+    there: tuple[Labels, ...] = ("whole",) if case.labels_stay else ("whole", "slabs")
+    ways: tuple[Labels, ...] = ("none",) if case.ends_on_host else there
     for accumulator in accumulators:
         for batch in _batches(case):
             for labels in ways:

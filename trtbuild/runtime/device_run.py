@@ -9,13 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trtbuild.errors import NonFinite
+from trtbuild.errors import EngineError, NonFinite
 from trtbuild.runtime.device import Buffer
 from trtbuild.runtime.device_gpu import DeviceEngine, Gpu
 from trtbuild.runtime.device_plan import DevicePlan
+from trtbuild.runtime.device_prepare import DevicePrepared
 from trtbuild.runtime.device_sizes import DeviceCase
 from trtbuild.runtime.device_tables import Tables, tables_of_case
-from trtbuild.runtime.slabs import _weights
+from trtbuild.runtime.slabs import window_weights
+from trtbuild.stitch.preparation_launches import UNSET, contiguous, not_finite
 from trtbuild.volume import Prepared
 
 
@@ -41,9 +43,15 @@ class Run:
 
 @contextmanager
 def allocated(
-    prepared: Prepared, case: DeviceCase, plan: DevicePlan, engines: Sequence[DeviceEngine], gpu: Gpu
+    prepared: Prepared | DevicePrepared,
+    case: DeviceCase,
+    plan: DevicePlan,
+    engines: Sequence[DeviceEngine],
+    gpu: Gpu,
+    labels: Buffer | None = None,
 ) -> Iterator[Run]:
-    """The case's memory, with the image and the tables in it and an accumulator of zeros.
+    """The case's memory, with the image and the tables in it and an accumulator of zeros. `labels` is for those that
+    stay on the device, and not closed.
 
     Whatever happens in the block: nothing is under way after it, and the memory is given back.
 
@@ -51,8 +59,9 @@ def allocated(
         NonFinite: the case holds NaN or infinity.
         OutOfMemory: there is no memory.
     """
-    _check_finite(prepared, case)
-    weights = _weights(case.tiles, case.spec, len(engines) * case.flips)
+    if isinstance(prepared, Prepared):
+        _check_finite(prepared, case)
+    weights = window_weights(case.tiles, case.spec, len(engines) * case.flips)
     tables = tables_of_case(case.tiles, [group for row in plan.groups for group in row], weights, case.way)
     with ExitStack() as stack:
         memory: dict[str, Buffer] = {}
@@ -61,13 +70,36 @@ def allocated(
             stack.callback(memory[name].close)
         stack.callback(gpu.stream.synchronize)  # the first that happens at the end: nothing is freed under work
         gpu.upload(memory["tables"], tables.content)
-        gpu.upload(memory["image"], np.ascontiguousarray(prepared.data))
+        if labels is not None:
+            memory["labels"] = labels
+        run = Run(gpu=gpu, case=case, plan=plan, memory=memory, tables=tables)
+        if isinstance(prepared, DevicePrepared):
+            memory["image"] = prepared.image
+            _check_finite_there(run)
+        else:
+            gpu.upload(memory["image"], np.ascontiguousarray(prepared.data))
         gpu.stream.zero(memory["accumulator"], memory["accumulator"].nbytes)
-        yield Run(gpu=gpu, case=case, plan=plan, memory=memory, tables=tables)
+        yield run
 
 
 def _check_finite(prepared: Prepared, case: DeviceCase) -> None:
     """A network may swallow NaN (ReLU), so that the accumulator would not show it; see `runner.check_batch`."""
     if not all(np.isfinite(plane).all() for channel in prepared.data for plane in channel):
-        raise NonFinite("The prepared case holds NaN or infinity.", expected="finite values",
-                        where=f"configuration {case.spec.configuration}")  # fmt: skip
+        raise _non_finite(case)
+
+
+def _check_finite_there(run: Run) -> None:
+    """The same of a case that was prepared on the device. The status word is still unused."""
+    image, (channels, z, y, x) = run.memory["image"], run.case.shape
+    if image.closed:
+        raise EngineError("This prepared case was given back.", hint="prepare it again for every prediction")
+    run.gpu.launch(not_finite(contiguous(image.address, (channels * z, y, x)), run.table(run.tables.status)))
+    status = np.empty(1, dtype=np.int32)
+    run.gpu.download(status, run.memory["tables"], run.tables.status)
+    if status[0] != UNSET:
+        raise _non_finite(run.case)
+
+
+def _non_finite(case: DeviceCase) -> NonFinite:
+    return NonFinite("The prepared case holds NaN or infinity.", expected="finite values",
+                     where=f"configuration {case.spec.configuration}")  # fmt: skip

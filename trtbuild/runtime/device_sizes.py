@@ -28,7 +28,8 @@ class DeviceCase:
 
     `shape` of the prepared case (C, Z, Y, X), `tiles` its windows and flips, `grid` and `way` the way back, `kinds`
     the types of the network's input and output, `smallest` and `largest` the tiles that every fold's engine takes;
-    `wants_logits` where they are the result.
+    `wants_logits` where they are the result; `resident` where the prepared case is on the device already,
+    `labels_stay` where the labels are wanted there, in memory that is not the case's.
     """
 
     spec: ModelSpec
@@ -42,6 +43,8 @@ class DeviceCase:
     smallest: int
     largest: int
     wants_logits: bool = False
+    resident: bool = False
+    labels_stay: bool = False
 
     @property
     def patch(self) -> tuple[int, int, int]:
@@ -52,6 +55,21 @@ class DeviceCase:
     def ends_on_host(self) -> bool:
         """Whether logits leave, and not labels."""
         return self.wants_logits or not self.way.streams
+
+    @property
+    def image_bytes(self) -> int:
+        """Of the prepared case."""
+        return BYTES["f32"] * math.prod(self.shape)
+
+    @property
+    def whole_label_bytes(self) -> int:
+        """Of the labels of the whole image."""
+        return math.prod(self.grid.shape) * label_bytes(self.spec)
+
+    @property
+    def held(self) -> tuple[int, ...]:
+        """Bytes of what is on the device before the case begins."""
+        return (self.image_bytes,) * self.resident + (self.whole_label_bytes,) * self.labels_stay
 
     @property
     def logit_bytes(self) -> int:
@@ -86,15 +104,15 @@ def buffer_bytes(
     calls = [group for row in groups for group in row]
     batch = max(group.batch for group in calls)
     plane = math.prod(case.tiles.grid.shape[1:])
-    sizes = {
-        "image": BYTES["f32"] * math.prod(case.shape),
+    sizes = {} if case.resident else {"image": case.image_bytes}
+    sizes |= {
         "tables": table_bytes(case.tiles, calls, case.patch, case.way),
         "patches": BYTES[case.kinds[0]] * batch * case.shape[0] * voxels,
         "logits": batch * case.logit_bytes,
         "accumulator": BYTES[KINDS[accumulator]] * spec.labels.heads * accumulator_depth(rows) * plane,
     }
-    if labels == "whole":
-        sizes["labels"] = math.prod(case.grid.shape) * label_bytes(spec)
+    if labels == "whole" and not case.labels_stay:
+        sizes["labels"] = case.whole_label_bytes
     elif labels == "slabs":
         sizes["labels"] = slices[0] * label_plane(case)
     if case.probabilities and labels != "none":

@@ -11,6 +11,7 @@ from trtbuild.runtime.ensemble import BLOCK_BYTES
 from trtbuild.runtime.model_memory import (
     FLOAT,
     CaseShape,
+    is_raw,
     label_bytes,
     logit_bytes,
     prepared_bytes,
@@ -19,6 +20,7 @@ from trtbuild.runtime.model_memory import (
 )
 from trtbuild.runtime.predictor import Settings
 from trtbuild.spec import ModelSpec
+from trtbuild.volume.preparation.memory import preparation_bytes
 
 __all__ = ["CaseBytes", "CaseShape", "case_bytes", "window_bytes"]
 
@@ -77,12 +79,12 @@ def _image_bytes(case: CaseShape, spec: ModelSpec) -> int:
 def _preparing_bytes(case: CaseShape, models: Sequence[Stages]) -> int:
     """The file beside the image; then the image beside its preparation; then what is prepared, on both sides of a pipe.
 
-    A cascade keeps the image for its second stage.
+    A cascade keeps the image for its second stage. For a GPU the image itself goes through the pipe.
     """
-    from trtbuild.volume.preparation.memory import preparation_bytes
-
     specs = [stages[0].spec for stages in models]
     image = _image_bytes(case, specs[0])
+    if is_raw(models):
+        return max(_reading_bytes(case, specs[0]), 2 * _kept_image_bytes(case, models))
     previous, done, stages = 0, 0, [_reading_bytes(case, specs[0])]
     for spec in specs:
         if spec.previous_stage is not None:
@@ -103,17 +105,23 @@ def _reading_bytes(case: CaseShape, spec: ModelSpec) -> int:
 
 
 def _kept_image_bytes(case: CaseShape, models: Sequence[Stages]) -> int:
+    """The image where it is still needed, with the labels of an earlier stage that come with it."""
+    if is_raw(models):
+        given = [label_bytes(case, stages[0].spec) for stages in models if stages[0].spec.previous_stage is not None]
+        return _image_bytes(case, models[0][0].spec) + max(given, default=0)
     return _image_bytes(case, models[0][0].spec) if any(len(stages) > 1 for stages in models) else 0
 
 
 def _network_bytes(case: CaseShape, models: Sequence[Stages], recipe: Recipe, settings: Settings) -> int:
     """All models one after the other: the prepared cases of all, what runs, what the ones before have left."""
     soft = recipe.vote == "soft" and (len(models) > 1 or recipe.disagreement)
-    prepared = sum(prepared_bytes(case, stages[0].spec) for stages in models)
+    raw = is_raw(models)
+    firsts = [0 if raw else prepared_bytes(case, stages[0].spec) for stages in models]
+    prepared = sum(firsts)
     left, most = 0, 0
-    for stages in models:
-        others = prepared - prepared_bytes(case, stages[0].spec)
-        most = max(most, left + others + stages_bytes(case, stages, settings, keep_logits=soft))
+    for stages, first in zip(models, firsts, strict=True):
+        others = prepared - first
+        most = max(most, left + others + stages_bytes(case, stages, settings, keep_logits=soft, raw=raw))
         spec = stages[-1].spec
         left += logit_bytes(case, spec, settings) if soft else label_bytes(case, spec)
     if soft:

@@ -7,13 +7,17 @@ known then, so that an image with a rim of zeros needs less than is said.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
 from trtbuild.runtime.case import Stages
+from trtbuild.runtime.device_plan import CALLS, SLAB_BYTES, joined_rows
+from trtbuild.runtime.device_prepare_plan import bytes_on_device
 from trtbuild.runtime.predictor import Member, Settings
-from trtbuild.runtime.slabs import accumulator_depth, rows_of_plan
+from trtbuild.runtime.slabs import Row, accumulator_depth, rows_of_plan
 from trtbuild.runtime.tiles import TilePlan, patch3, tile_plan
 from trtbuild.spec import ModelSpec
 from trtbuild.volume import CaseGrid
@@ -27,6 +31,7 @@ from trtbuild.volume.back import (
     way_back_bytes,
 )
 from trtbuild.volume.preparation import uncropped_grid
+from trtbuild.volume.preparation.memory import preparation_bytes
 
 FLOAT, HALF = 4, 2
 
@@ -68,25 +73,78 @@ def prepared_bytes(case: CaseShape, spec: ModelSpec) -> int:
     return FLOAT * spec.network_channels * math.prod(_grid(case, spec).resampled)
 
 
-def stages_bytes(case: CaseShape, stages: Stages, settings: Settings, *, keep_logits: bool) -> int:
-    """One model. The second stage of a cascade is prepared from the first one's labels, which are on both sides."""
-    from trtbuild.volume.preparation.memory import preparation_bytes
+def is_raw(models: Sequence[Stages]) -> bool:
+    """Whether a case comes as it was read, because every stage runs on a GPU, which also prepares it."""
+    return all(stage.device is not None for stages in models for stage in stages)
 
-    last = stages[-1]
-    if keep_logits:
-        needed = [_loop_bytes(case, last, settings, whole=True)]
-    elif settings.probabilities or not _way(case, last).streams:
-        needed = [_loop_bytes(case, last, settings, whole=True), _whole_back_bytes(case, last, settings)]
-    else:
-        needed = [_loop_bytes(case, last, settings, whole=False) + _back_bytes(case, last, settings)]
+
+def stages_bytes(case: CaseShape, stages: Stages, settings: Settings, *, keep_logits: bool, raw: bool = False) -> int:
+    """One model. The second stage of a cascade is prepared from the first one's labels, which are on both sides.
+
+    With `raw` see `is_raw`: there is one side, and few stages are prepared on the host (`_is_prepared_on_host`).
+    """
+    last, sides = stages[-1], 1 if raw else 2
+    needed = _member_bytes(case, last, settings, keep_logits=keep_logits, raw=raw)
+    if raw and _is_prepared_on_host(case, last):
+        previous = last.spec.previous_stage is not None
+        needed = max(needed, preparation_bytes(case.shape, case.spacing, last.spec, previous=previous))
     if len(stages) == 1:
-        return max(needed)
+        return needed
     labels = label_bytes(case, stages[0].spec)
-    needed = [labels + size for size in needed]
-    needed.append(2 * labels + preparation_bytes(case.shape, case.spacing, last.spec, previous=True))
-    needed.append(labels + 2 * prepared_bytes(case, last.spec))
     plain = replace(settings, probabilities=False)
-    return max(*needed, stages_bytes(case, stages[:1], plain, keep_logits=False))
+    return max(
+        labels + needed,
+        sides * labels + preparation_bytes(case.shape, case.spacing, last.spec, previous=True),
+        labels + sides * prepared_bytes(case, last.spec),
+        stages_bytes(case, stages[:1], plain, keep_logits=False, raw=raw),
+    )
+
+
+def _member_bytes(case: CaseShape, member: Member, settings: Settings, *, keep_logits: bool, raw: bool) -> int:
+    """One stage, with its prepared case where that is on the host."""
+    if member.device is not None:
+        on_host = not raw or bool(member.device.others) or _is_prepared_on_host(case, member)
+        prepared = prepared_bytes(case, member.spec) if on_host else 0
+        return prepared + _result_bytes(case, member, settings, keep_logits=keep_logits)
+    if keep_logits:
+        return _loop_bytes(case, member, settings, whole=True)
+    if settings.probabilities or not _way(case, member).streams:
+        return max(_loop_bytes(case, member, settings, whole=True), _whole_back_bytes(case, member, settings))
+    return _loop_bytes(case, member, settings, whole=False) + _back_bytes(case, member, settings)
+
+
+def _is_prepared_on_host(case: CaseShape, member: Member) -> bool:
+    """Of a member on a GPU: a second stage is, and a case that the user's limit does not let the GPU prepare."""
+    limit = None if member.device is None else member.device.limit
+    if member.spec.previous_stage is not None or limit is None:
+        return member.spec.previous_stage is not None
+    return bytes_on_device(case.shape, case.spacing, member.spec) > limit
+
+
+def _result_bytes(case: CaseShape, member: Member, settings: Settings, *, keep_logits: bool) -> int:
+    """What comes from a GPU: the labels with the probabilities, slab by slab, or the logits of the whole case."""
+    spec, plan = member.spec, _plan(case, member, settings)
+    channel = _item(settings) * math.prod(plan.grid.shape)  # one class at a time comes with its padding
+    others = 0 if member.device is None else len(member.device.others)
+    logits = channel + logit_bytes(case, spec, settings)
+    if others:  # what each GPU has found, and a copy of its part of the case, beside the logits of the whole
+        overlap = others * patch3(spec)[0] / plan.grid.shape[0]
+        logits += int((1 + overlap) * (logit_bytes(case, spec, settings) + prepared_bytes(case, spec)))
+    if keep_logits:
+        return logits
+    if others or not _way(case, member).streams:
+        return max(logits, _whole_back_bytes(case, member, settings) - prepared_bytes(case, spec))
+    result = label_bytes(case, spec) + (FLOAT * spec.labels.heads * case.voxels if settings.probabilities else 0)
+    return result + min(SLAB_BYTES, result // _grid(case, spec).cropped[0] * _leaving(case, member, plan))
+
+
+def _leaving(case: CaseShape, member: Member, plan: TilePlan) -> int:
+    """The most slices that leave a GPU at once: those that one row of windows makes ready."""
+    way = _way(case, member)
+    most = min(engine.largest for engine in member.device.engines) if member.device is not None else 1
+    rows = joined_rows(_rows(way, member, plan), CALLS * most)
+    ready = [0, *(ready_slices(way, min(row.final, plan.grid.inside[0].stop)) for row in rows)]
+    return max(b - a for a, b in pairwise(ready))
 
 
 def _way(case: CaseShape, member: Member) -> WayBack:
@@ -127,9 +185,11 @@ def _loop_bytes(case: CaseShape, member: Member, settings: Settings, *, whole: b
 
 def _depth(case: CaseShape, member: Member, plan: TilePlan) -> int:
     """Slices that the accumulator holds where the labels leave slab by slab."""
-    way = _way(case, member)
-    rows = rows_of_plan(plan, patch3(member.spec)[0], lambda final: first_needed(way, ready_slices(way, final)))
-    return accumulator_depth(rows)
+    return accumulator_depth(_rows(_way(case, member), member, plan))
+
+
+def _rows(way: WayBack, member: Member, plan: TilePlan) -> Sequence[Row]:
+    return rows_of_plan(plan, patch3(member.spec)[0], lambda final: first_needed(way, ready_slices(way, final)))
 
 
 def _back_bytes(case: CaseShape, member: Member, settings: Settings) -> int:

@@ -73,18 +73,18 @@ def open_onnxruntime(record: BuildRecord, model: Path, *, threads: int | None = 
         raise EngineError("ONNX Runtime computes in f32.", expected="f32", got=record.inference_precision,
                           where=f"engine of {record.network}", hint="compile with --backend openvino")  # fmt: skip
     providers = _providers(record, ort.get_available_providers())
-    with engine_errors("ONNX Runtime cannot open the network.", model, RuntimeError, *_error_types(ort)):
+    with engine_errors("ONNX Runtime cannot open the network.", model, RuntimeError, *error_types(ort)):
         session = ort.InferenceSession(
-            str(model), _session_options(ort, fit, providers), providers=list(providers),
+            str(model), session_options(ort, fit, providers), providers=list(providers),
             provider_options=[dict(PROVIDERS[name]) for name in providers],
         )  # fmt: skip
     session.disable_fallback()
-    _check_read_back(session, providers, model)
+    check_read_back(session, providers, model)
     info = _info(session, record, fit, model)
     pool = ThreadPoolExecutor(max_workers=fit.streams, thread_name_prefix="trtbuild-onnxruntime")
 
     def open_lane(background: bool) -> _OrtLane:
-        return _OrtLane(session, info, _error_types(ort), pool if background else None)
+        return _OrtLane(session, info, error_types(ort), pool if background else None)
 
     return LaneRunner(info, open_lane, pool.shutdown)
 
@@ -101,7 +101,8 @@ def _providers(record: BuildRecord, available: Sequence[str]) -> tuple[str, ...]
     return asked
 
 
-def _session_options(ort: Any, fit: Fit, providers: Sequence[str]) -> Any:
+def session_options(ort: Any, fit: Fit, providers: Sequence[str]) -> Any:
+    """Options of a session, whose nodes run on the CPU only where that is asked for."""
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = fit.threads, 1
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -114,7 +115,7 @@ def _session_options(ort: Any, fit: Fit, providers: Sequence[str]) -> Any:
     return options
 
 
-def _check_read_back(session: Any, providers: Sequence[str], model: Path) -> None:
+def check_read_back(session: Any, providers: Sequence[str], model: Path) -> None:
     """The providers that the session really has, in order, and their pinned options."""
     got = tuple(name for name in session.get_providers() if name in providers)
     if got != tuple(providers):
@@ -129,8 +130,8 @@ def _check_read_back(session: Any, providers: Sequence[str], model: Path) -> Non
 
 
 def _info(session: Any, record: BuildRecord, fit: Fit, model: Path) -> RunnerInfo:
-    inputs = input_from_ports([_spec(port) for port in session.get_inputs()], record, model)
-    outputs = output_from_ports([_spec(port) for port in session.get_outputs()], record, model)
+    inputs = input_from_ports([port_spec(port) for port in session.get_inputs()], record, model)
+    outputs = output_from_ports([port_spec(port) for port in session.get_outputs()], record, model)
     details = {
         "providers": ", ".join(session.get_providers()),
         "threads": str(fit.threads),
@@ -144,12 +145,13 @@ def _info(session: Any, record: BuildRecord, fit: Fit, model: Path) -> RunnerInf
     )  # fmt: skip
 
 
-def _spec(port: Any) -> TensorSpec:
+def port_spec(port: Any) -> TensorSpec:
+    """An input or output of a session; a free dimension without a name is "?"."""
     dtype = {"tensor(float)": "float32"}.get(port.type, port.type)
     return TensorSpec(name=port.name, dtype=dtype, shape=tuple("?" if dim is None else dim for dim in port.shape))
 
 
-def _error_types(ort: Any) -> tuple[type[Exception], ...]:
+def error_types(ort: Any) -> tuple[type[Exception], ...]:
     """ONNX Runtime's exceptions; they share no base class below Exception."""
     module = ort.capi.onnxruntime_pybind11_state
     return tuple(kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, Exception))

@@ -18,6 +18,7 @@ from trtbuild.volume import CaseGrid, Prepared, prepared_from_array
 from trtbuild.volume.back import Segmentation, WayBack
 
 if TYPE_CHECKING:
+    from trtbuild.runtime.on_device import OnDevice
     from trtbuild.runtime.runner import Runner
     from trtbuild.volume.image import Image
 
@@ -45,11 +46,13 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """One configuration, opened: its spec, a runner per fold, the mirror axes that the model allows."""
+    """One configuration, opened: its spec, a runner per fold, the mirror axes that the model allows, and where its
+    engines are on a GPU, their place there."""
 
     spec: ModelSpec
     runners: tuple[Runner, ...]
     mirror_axes: tuple[int, ...]
+    device: OnDevice | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trtbuild.errors import EngineError, TrtbuildError
 from trtbuild.runtime.runner import Runner
 from trtbuild.spec import BuildRecord
+
+if TYPE_CHECKING:
+    from trtbuild.runtime.device_gpu import Enqueues, Gpu
 
 AUTO = "auto"
 
@@ -68,10 +72,22 @@ def _tensorrt_rtx_version() -> str:
     return usable_version("tensorrt-rtx")
 
 
-def _open_tensorrt(record: BuildRecord, engine: Path, threads: int | None) -> Runner:
+def _onnxruntime_cuda_version() -> str:
+    from trtbuild.runtime.onnxruntime_cuda import usable_version
+
+    return usable_version()
+
+
+def _open_tensorrt(record: BuildRecord, engine: Path, threads: int | None, gpu: Gpu | None) -> Enqueues:
     from trtbuild.runtime.tensorrt import open_tensorrt
 
-    return open_tensorrt(record, engine, threads=threads)
+    return open_tensorrt(record, engine, threads=threads, gpu=gpu)
+
+
+def _open_onnxruntime_cuda(record: BuildRecord, model: Path, threads: int | None, gpu: Gpu | None) -> Enqueues:
+    from trtbuild.runtime.onnxruntime_cuda import open_onnxruntime_cuda
+
+    return open_onnxruntime_cuda(record, model, threads=threads, gpu=gpu)
 
 
 def _open_null(record: BuildRecord, model: Path, threads: int | None) -> Runner:
@@ -86,30 +102,40 @@ VERSIONS: Mapping[str, Callable[[], str]] = {
     "tensorrt-rtx": _tensorrt_rtx_version,
     "openvino": _openvino_version,
     "onnxruntime": _onnxruntime_version,
+    "onnxruntime-cuda": _onnxruntime_cuda_version,
 }
 OPENERS: Mapping[str, Callable[[BuildRecord, Path, int | None], Runner]] = {
-    "tensorrt": _open_tensorrt,
-    "tensorrt-rtx": _open_tensorrt,
     "openvino": _open_openvino,
     "onnxruntime": _open_onnxruntime,
     "null": _open_null,
 }
+DEVICE_OPENERS: Mapping[str, Callable[[BuildRecord, Path, int | None, Gpu | None], Enqueues]] = {
+    "tensorrt": _open_tensorrt,
+    "tensorrt-rtx": _open_tensorrt,
+    "onnxruntime-cuda": _open_onnxruntime_cuda,
+}
+DEVICE_BACKENDS = tuple(DEVICE_OPENERS)
+"""Their runners take work that is on a GPU already (`device_gpu.Enqueues`)."""
 
 
-def open_runner(record: BuildRecord, model: Path, *, threads: int | None = None) -> Runner:
+def open_runner(record: BuildRecord, model: Path, *, threads: int | None = None, gpu: Gpu | None = None) -> Runner:
     """Open an engine with the backend of its record.
 
     Args:
         record: how the engine was built.
-        model: the engine's file; for a CPU engine (`record.file` None) the network's ONNX file.
+        model: the engine's file; for an engine without one (`record.file` None) the network's ONNX file.
         threads: CPU threads in place of the record's.
+        gpu: where a device backend runs, and that outlives the runner; None opens the first GPU for this runner. A CPU
+            backend takes no notice of it.
 
     Raises:
         MissingExtra: the backend's package is not installed.
         EngineError: unknown backend, or the backend refused.
     """
+    if record.backend in DEVICE_OPENERS:
+        return DEVICE_OPENERS[record.backend](record, model, threads, gpu)
     if record.backend not in OPENERS:
-        raise _unknown(record.backend, OPENERS, f"engine of {record.network}")
+        raise _unknown(record.backend, (*DEVICE_OPENERS, *OPENERS), f"engine of {record.network}")
     return OPENERS[record.backend](record, model, threads)
 
 

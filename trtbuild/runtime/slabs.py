@@ -135,7 +135,7 @@ def _row_adder(
     slice `base` of the padded image. `folds` holds each fold's runner and its logits of all tiles."""
     from trtbuild.stitch.accumulate import add_window
 
-    weights = _weights(plan, spec, len(folds) * len(plan.flips))
+    weights = window_weights(plan, spec, len(folds) * len(plan.flips))
     done = 0
 
     def add(count: int, base: int) -> None:
@@ -145,14 +145,14 @@ def _row_adder(
                 z, y, x = tile.start
                 here = (weights[0][z], weights[1][y], weights[2][x])
                 if not add_window(total, next(stream), here, (z - base, y, x), tile.flip):
-                    raise _non_finite(runner, tile, spec, str(total.dtype))
+                    raise not_finite_logits(runner, tile, spec, str(total.dtype))
                 on_tiles(done * len(folds) + fold * count + number, len(tiles) * len(folds))
         done += count
 
     return add
 
 
-def _weights(plan: TilePlan, spec: ModelSpec, passes: int) -> tuple[dict[int, NDArray[np.float32]], ...]:
+def window_weights(plan: TilePlan, spec: ModelSpec, passes: int) -> tuple[dict[int, NDArray[np.float32]], ...]:
     """Per axis (z, y, x) the normalised weights of a window by its start; z also carries 1 / passes."""
     from trtbuild.stitch import normalised_weights
 
@@ -196,7 +196,8 @@ def logits_from_image(
     return np.ascontiguousarray(whole.logits)
 
 
-def _non_finite(runner: Runner, tile: Tile, spec: ModelSpec, accumulator: str) -> NonFinite:
+def not_finite_logits(runner: Runner, tile: Tile, spec: ModelSpec, accumulator: str) -> NonFinite:
+    """The error of a window after which a sum is not finite; names engine and window."""
     info = runner.describe()
     axes = [axis for axis, f in zip("zyx", tile.flip, strict=True) if f]
     half = accumulator == "float16"
@@ -205,7 +206,7 @@ def _non_finite(runner: Runner, tile: Tile, spec: ModelSpec, accumulator: str) -
         expected="finite logits" + (" up to 65504" if half else ""),
         where=f"engine {info.backend} ({info.inference_precision}), configuration {spec.configuration}, window at "
         f"{tile.start} (z, y, x of the padded grid), mirrored along {', '.join(axes) or 'no axis'}",
-        hint="allow more memory with --max-memory, so that float32 is used"
+        hint="allow more memory with --max-memory (on a GPU also with --max-device-memory), so that float32 is used"
         if half
         else "compile with --precision fp32; if that fails too, look for extreme intensities in the image",
     )

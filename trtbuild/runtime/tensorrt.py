@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trtbuild.errors import EngineError, MissingExtra
 from trtbuild.nvinfer import EXTRAS, MODULES, Backend, Nvinfer, nvinfer
@@ -23,17 +24,34 @@ from trtbuild.runtime.tensorrt_fit import check_gpu, check_version, check_weight
 from trtbuild.runtime.tensorrt_lanes import Slots, TensorRTLane
 from trtbuild.spec import BuildRecord, Profile
 
+if TYPE_CHECKING:
+    from trtbuild.runtime.device_gpu import Gpu
+
 PARALLEL = 1
 """Calls at once. `stream` has one lane more, so that copies run beside kernels; each lane holds its activations, and
 two networks at once on one GPU gain little."""
 
 
 class TensorRTRunner(LaneRunner):
-    """A Runner, and the same engine for work that is on the GPU already."""
+    """A Runner, and the same engine for work that is on the GPU already.
 
-    def __init__(self, info: RunnerInfo, slots: Slots, profile: Profile, close: ExitStack) -> None:
+    Opened for a Gpu, it `shares_memory` with the others there, and where it is `capturable` its calls may become CUDA
+    graphs (`device_gpu.OfGpu`).
+    """
+
+    def __init__(
+        self,
+        info: RunnerInfo,
+        slots: Slots,
+        profile: Profile,
+        close: ExitStack,
+        *,
+        shares_memory: bool,
+        capturable: bool,
+    ) -> None:
         super().__init__(info, lambda background: TensorRTLane(slots), close.close)
         self._slots, self._profile = slots, profile
+        self.shares_memory, self.capturable = shares_memory, capturable
 
     def enqueue(self, source: int, target: int, stream: int, batch: int) -> None:
         """Begin to compute logits from device memory to device memory.
@@ -42,14 +60,15 @@ class TensorRTRunner(LaneRunner):
             source: device pointer to (batch, C, *patch) float32 in C order, which holds finite numbers.
             target: device pointer to room for (batch, heads, *patch) float32.
             stream: the handle of a CUDA stream of the primary context, not the default one. Calls on one stream must
-                come from one thread at a time; each stream has its own activations.
+                come from one thread at a time; each stream has its own activations, and that of the Gpu for which the
+                engine was opened those of the Gpu.
             batch: from the profile's smallest to its largest.
 
         Both must stay as they are until the stream has come so far. NaN is not looked for.
 
         Raises:
             EngineError: closed, a batch outside the profile, or TensorRT refused.
-            OutOfMemory: there is no memory for the activations of one more stream.
+            OutOfMemory: there is no memory for the activations.
         """
         self._opened()
         if not self._profile.min[0] <= batch <= self._profile.max[0]:
@@ -86,7 +105,9 @@ def usable_version(backend: Backend) -> str:
     return installed_version(backend)
 
 
-def open_tensorrt(record: BuildRecord, engine: Path, *, threads: int | None = None) -> TensorRTRunner:
+def open_tensorrt(
+    record: BuildRecord, engine: Path, *, threads: int | None = None, gpu: Gpu | None = None
+) -> TensorRTRunner:
     """Open a plan on the GPU; the file, the version and the GPU are judged by the record before it is loaded.
 
     A plan is code: open bundles that you trust. One that is version compatible brings its own runtime library, which
@@ -96,6 +117,8 @@ def open_tensorrt(record: BuildRecord, engine: Path, *, threads: int | None = No
         record: `options.sha256` of the plan, `device` and `version` of the build, `profile` the shapes.
         engine: the plan.
         threads: has no meaning on a GPU beyond being a number of threads.
+        gpu: whose device the engine is loaded on, and in whose memory `enqueue` computes; it outlives the runner. None
+            takes the first GPU.
 
     Raises:
         EngineError: the plan has no weights, the file is not the one that was built, it was built by another version
@@ -111,16 +134,24 @@ def open_tensorrt(record: BuildRecord, engine: Path, *, threads: int | None = No
     version = installed_version(backend)
     check_version(record, flavour=f"{backend}-{version.partition('.')[0]}", version=version)
     with ExitStack() as stack:
-        device = stack.enter_context(opened_device())
+        device = stack.enter_context(opened_device()) if gpu is None else gpu.device
         notes = dict(check_gpu(record, name=device.name, capability=device.capability))
         library = nvinfer(backend)
         check_version(record, flavour=library.flavour, version=library.version)
         loaded = LoadedEngine(library, device, record, content, engine)
         stack.callback(loaded.close)
         info = _info(record, library, device, loaded, engine, notes)
-        slots = Slots(device, loaded, record.profile, info)
+        slots = Slots(device, loaded, record.profile, info, gpu)
         stack.callback(slots.close)
-        return TensorRTRunner(info, slots, record.profile, stack.pop_all())
+        return TensorRTRunner(
+            info, slots, record.profile, stack.pop_all(), shares_memory=gpu is not None,
+            capturable=gpu is not None and _capturable(record),
+        )  # fmt: skip
+
+
+def _capturable(record: BuildRecord) -> bool:
+    """TensorRT-RTX captures graphs by itself; an engine that streams its weights waits for them in every call."""
+    return record.backend == "tensorrt" and record.options.get("weight_streaming") is not True
 
 
 def _backend(record: BuildRecord) -> Backend:

@@ -2,41 +2,23 @@
 
 from __future__ import annotations
 
-import weakref
 from pathlib import Path
 from typing import Any
 
 from trtbuild.errors import EngineError, OutOfMemory
-from trtbuild.nvinfer import Nvinfer, kept_logger
+from trtbuild.nvinfer import Nvinfer
 from trtbuild.runtime.device import NO_ROOM, Device
+from trtbuild.runtime.device_contexts import ContextMemory
 from trtbuild.runtime.runtime_cache import KeptCache, keep_cache, kept_cache
+from trtbuild.runtime.tensorrt_context import Context
 from trtbuild.runtime.tensorrt_fit import rebuild_hint
+from trtbuild.runtime.tensorrt_log import Errors, error_log
 from trtbuild.spec import BuildRecord, TensorSpec
 
 NO_MEMORY = ("OutOfMemory", "out of memory")
 """What TensorRT's log says where cudaMalloc found no memory, and its own error code."""
 PROFILE = 0
 """The one optimisation profile that trtbuild builds; it is a context's without being set."""
-
-
-class Context:
-    """An execution context with its own activations, made and closed inside `Device.current`.
-
-    What fails here keeps this object in its traceback, and never TensorRT's own, which would then outlive its engine.
-    """
-
-    def __init__(self, engine: LoadedEngine) -> None:
-        self._engine = engine
-        self._made = [engine.made_context()]
-
-    def run(self, stream: int, shape: tuple[int, ...], addresses: dict[str, int], name: str) -> None:
-        """Begin to compute: `name` is the input, `addresses` are those of the input and the output."""
-        done = all(self._made[0].set_tensor_address(tensor, address) for tensor, address in addresses.items())
-        if not (done and self._made[0].set_input_shape(name, shape) and self._made[0].execute_async_v3(stream)):
-            raise self._engine.failure("TensorRT failed.")
-
-    def close(self) -> None:
-        self._made.clear()
 
 
 class LoadedEngine:
@@ -48,7 +30,7 @@ class LoadedEngine:
         self._errors = Errors()
         self._runtime: Any = None
         self._engine: Any = None
-        self._config: Any = None
+        self._configs: dict[bool, Any] = {}  # by whether a context allocates its memory itself
         self._cache: Any = None
         with device.current():
             try:
@@ -69,7 +51,7 @@ class LoadedEngine:
         if record.options.get("weight_streaming") is True:
             self._stream_weights()
         self.activation_memory = int(self._engine.device_memory_size_v2)  # depends on that
-        self._config = self._engine.create_runtime_config()
+        self._configs[True] = self._engine.create_runtime_config()
 
     def ports(self) -> tuple[list[TensorSpec], list[TensorSpec]]:
         """Inputs and outputs; a free dimension is "?"."""
@@ -82,13 +64,15 @@ class LoadedEngine:
         """Smallest, usual and largest shape of an input."""
         return [tuple(map(int, shape)) for shape in self._engine.get_tensor_profile_shape(name, PROFILE)]
 
-    def context(self) -> Context:
-        """A new execution context."""
-        return Context(self)
+    def context(self, memory: ContextMemory | None = None) -> Context:
+        """A new execution context, which computes in `memory` where it is given."""
+        return Context(self, memory)
 
-    def made_context(self) -> Any:
+    def made_context(self, *, own_memory: bool) -> Any:
         """TensorRT's own; for `Context`."""
-        context = self._engine.create_execution_context(self._config)
+        if own_memory not in self._configs:
+            self._shared_config()
+        context = self._engine.create_execution_context(self._configs[own_memory])
         if context is None:
             raise self.failure("TensorRT cannot make an execution context.")
         return context
@@ -117,8 +101,9 @@ class LoadedEngine:
 
     def _drop(self) -> None:
         """In the order in which they stand on each other, the newest first."""
+        self._configs.pop(False, None)
         self._cache = None
-        self._config = None
+        self._configs.clear()
         self._engine = None
         self._runtime = None
 
@@ -152,54 +137,48 @@ class LoadedEngine:
             self.details["note.validity"] = f"suboptimal: {text}"
 
     def _runtime_cache(self, library: Nvinfer, record: BuildRecord) -> KeptCache:
-        """TensorRT-RTX compiles at run time: its kernels come from a file, and one launch runs them all.
-
-        By itself it computes with general kernels until those for a shape are compiled in the background, and logits
-        would change in rounding in the middle of a case. So the first call waits for them.
-        """
+        """TensorRT-RTX compiles at run time: its kernels come from a file."""
         if not library.features.runtime_cache:
             return KeptCache(path=None, content=b"", note="")
-        strategies = self._module.DynamicShapesKernelSpecializationStrategy
-        self._config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
-        self._config.cuda_graph_strategy = self._module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        self._cache = self._config.create_runtime_cache()
+        self._cache = self._configs[True].create_runtime_cache()
         kept = kept_cache(engine=str(record.options["sha256"]), version=library.version, gpu=self._device.name,
                           capability=self._device.capability)  # fmt: skip
         note = kept.note
         if kept.content and not self._cache.deserialize(kept.content):
             note += ", made anew: TensorRT-RTX refused it"
-        if not self._config.set_runtime_cache(self._cache):
-            raise self.failure("TensorRT-RTX refused a runtime cache.")
+        graph = self._compile_kernels(own_memory=True)
         self._errors.rows.clear()  # a refused cache is no error of what comes next
-        graph = self._config.cuda_graph_strategy.name  # whether a launch is captured is not told
         self.details.update({"runtime cache": note, "CUDA graph": f"asked for: {graph}"})
         return kept
+
+    def _compile_kernels(self, *, own_memory: bool) -> str:
+        """One launch runs all kernels of TensorRT-RTX; the graph strategy that holds.
+
+        By itself it computes with general kernels until those for a shape are compiled in the background, and logits
+        would change in rounding in the middle of a case. So the first call waits for them.
+        """
+        configs = self._configs  # never a config itself: an error's traceback would keep it beyond the engine
+        strategies = self._module.DynamicShapesKernelSpecializationStrategy
+        configs[own_memory].dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+        configs[own_memory].cuda_graph_strategy = self._module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        if not configs[own_memory].set_runtime_cache(self._cache):
+            raise self.failure("TensorRT-RTX refused a runtime cache.")
+        return str(configs[own_memory].cuda_graph_strategy.name)  # whether a launch is captured is not told
+
+    def _shared_config(self) -> None:
+        """A config for contexts that get their memory: whether a context keeps its config is not told."""
+        self._configs[False] = self._engine.create_runtime_config()
+        try:
+            strategies = self._module.ExecutionContextAllocationStrategy
+            self._configs[False].set_execution_context_allocation_strategy(strategies.USER_MANAGED)
+            if self._cache is not None:
+                self._compile_kernels(own_memory=False)
+        except BaseException:
+            del self._configs[False]  # or the next context would take it as it is
+            raise
 
     def _spec(self, name: str) -> TensorSpec:
         kind = self._engine.get_tensor_dtype(name)
         dtype = "float32" if kind == self._module.DataType.FLOAT else str(kind.name).lower()
         shape = tuple("?" if size < 0 else int(size) for size in self._engine.get_tensor_shape(name))
         return TensorSpec(name=name, dtype=dtype, shape=shape)
-
-
-class Errors:
-    """What TensorRT logged as errors: it returns None or False, and tells the reason there alone."""
-
-    def __init__(self) -> None:
-        self.rows: list[str] = []
-
-
-def error_log(module: Any, errors: Errors) -> Any:
-    """A logger that adds to `errors` while somebody else holds them; itself it lives on (`kept_logger`)."""
-    held = weakref.ref(errors)
-
-    class ErrorLog(module.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            module.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            errors = held()
-            if errors is not None and severity in (module.ILogger.ERROR, module.ILogger.INTERNAL_ERROR):
-                errors.rows.append(message)
-
-    return kept_logger(ErrorLog())

@@ -7,14 +7,19 @@ import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from math import prod
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trtbuild.errors import EngineError
 from trtbuild.runtime.device import Buffer, Device, Pinned
 from trtbuild.runtime.runner import Batch, RunnerInfo
-from trtbuild.runtime.tensorrt_engine import Context, LoadedEngine
+from trtbuild.runtime.tensorrt_context import Context
+from trtbuild.runtime.tensorrt_engine import LoadedEngine
 from trtbuild.spec import Profile
+
+if TYPE_CHECKING:
+    from trtbuild.runtime.device_gpu import Gpu
 
 FLOAT = 4
 """Bytes of a float32."""
@@ -31,13 +36,20 @@ def parts(count: int, smallest: int, largest: int) -> Iterator[tuple[int, int, i
 
 
 class Slots:
-    """The slots of an engine. One that nobody uses any more waits for the next lane; all are closed together."""
+    """The slots of an engine. One that nobody uses any more waits for the next lane; all are closed together.
 
-    def __init__(self, device: Device, loaded: LoadedEngine, profile: Profile, info: RunnerInfo) -> None:
-        self.device, self.loaded, self.profile, self.info = device, loaded, profile, info
+    Where the engine was opened for a `gpu`, what is begun on its stream computes in its `ContextMemory`.
+    """
+
+    def __init__(
+        self, device: Device, loaded: LoadedEngine, profile: Profile, info: RunnerInfo, gpu: Gpu | None = None
+    ) -> None:
+        self.device, self.loaded, self.profile, self.info, self._gpu = device, loaded, profile, info, gpu
+        if gpu is not None:
+            gpu.contexts.reserve(loaded.activation_memory)
         self._all: list[Slot] = []
         self._free: list[Slot] = []
-        self._contexts: dict[int, Context] = {}
+        self._contexts: dict[tuple[int, int], Context] = {}
         self._making = threading.Lock()
 
     def take(self) -> Slot:
@@ -55,17 +67,23 @@ class Slots:
         self._free.append(slot)
 
     def enqueue(self, source: int, target: int, stream: int, batch: int) -> None:
-        """As `TensorRTRunner.enqueue`, with a context for each stream."""
+        """As `TensorRTRunner.enqueue`, with a context for each stream; on the Gpu's, for each batch."""
         with self.device.current():
-            with self._making:
-                if stream not in self._contexts:
-                    self._contexts[stream] = self.loaded.context()
-            self.run(self._contexts[stream], stream, source, target, batch)
+            self.run(self._context(stream, batch), stream, source, target, batch)
 
     def run(self, context: Context, stream: int, source: int, target: int, batch: int) -> None:
         """Begin to compute; inside `Device.current`."""
         addresses = {self.info.inputs.name: source, self.info.outputs.name: target}
         context.run(stream, (batch, *self.profile.max[1:]), addresses, self.info.inputs.name)
+
+    def _context(self, stream: int, batch: int) -> Context:
+        """In shared memory each sees one shape only: TensorRT has nothing to set up anew, and a graph of it holds."""
+        memory = self._gpu.contexts if self._gpu is not None and stream == self._gpu.stream.handle else None
+        key = (stream, 0 if memory is None else batch)
+        with self._making:
+            if key not in self._contexts:
+                self._contexts[key] = self.loaded.context(memory)
+        return self._contexts[key]
 
     def close(self) -> None:
         """Wait for all calls, and give back what they hold."""

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from importlib import metadata
 
 import trtbuild
+from trtbuild.errors import EngineError
+from trtbuild.nvinfer import gpu_count, gpu_description, gpu_memory
 
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "base": (
@@ -42,7 +44,11 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Health:
-    """What `doctor` found. `versions` holds None for a package that is not installed."""
+    """What `doctor` found.
+
+    `extras` hold None for a package that is not installed. `gpus` are in the order of their numbers, each with its name
+    ("gpu"), "capability", "driver" (the newest CUDA that it knows) and "memory" in bytes, or with an "error".
+    """
 
     trtbuild: str
     python: str
@@ -50,6 +56,7 @@ class Health:
     processors: int
     extras: Mapping[str, Mapping[str, str | None]]
     backends: tuple[Mapping[str, str | bool], ...]
+    gpus: tuple[Mapping[str, str | int], ...]
 
 
 def package_version(name: str) -> str | None:
@@ -66,7 +73,7 @@ def package_versions() -> Mapping[str, str | None]:
 
 
 def health() -> Health:
-    """Looks at packages and backends; opens no model and touches no device."""
+    """Looks at packages, backends and GPUs; opens no model, and takes no memory of a GPU."""
     from trtbuild.runtime.select import available_backends
 
     return Health(
@@ -79,4 +86,12 @@ def health() -> Health:
             {"name": b.name, "available": b.available, "version": b.version or "", "reason": b.reason or ""}
             for b in available_backends()
         ),
+        gpus=tuple(map(_gpu, range(gpu_count()))),
     )
+
+
+def _gpu(index: int) -> Mapping[str, str | int]:
+    try:
+        return {**gpu_description(index), "memory": gpu_memory(index)}
+    except EngineError as error:
+        return {"error": " ".join(str(error).split())}

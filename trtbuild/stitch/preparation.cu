@@ -17,6 +17,43 @@ __device__ inline void lower(int *at, int value) {
     if (value < *at) atomicMin(at, value);  // a stale read only costs a useless atomic
 }
 
+// convert: array (channels, depth, height, width) of any type -> out, the same as float in C order
+//
+// array.astype(np.float32), for images that other programs hold on the device.
+template <typename In>
+__device__ inline void convert(const In *array, float *out, int channels, i64 stride_channel, const Volume &v) {
+    const i64 voxels = (i64)v.depth * v.height * v.width;
+    EACH(z, z, v.depth) EACH(y, y, v.height) EACH(x, x, v.width) {
+        const i64 into = ((i64)z * v.height + y) * v.width + x;
+        for (int c = 0; c < channels; ++c) out[c * voxels + into] = wide(array[c * stride_channel + place(v, z, y, x)]);
+    }
+}
+
+#define CONVERT(name, In)                                                                                             \
+    extern "C" __global__ void name(const In *array, float *out, int channels, i64 stride_channel, int depth,         \
+                                    int height, int width, i64 stride_z, i64 stride_y, i64 stride_x) {                \
+        const Volume v = {depth, height, width, stride_z, stride_y, stride_x};                                        \
+        convert(array, out, channels, stride_channel, v);                                                             \
+    }
+CONVERT(convert_u8, u8)
+CONVERT(convert_i8, signed char)
+CONVERT(convert_u16, u16)
+CONVERT(convert_i16, short)
+CONVERT(convert_i32, int)
+CONVERT(convert_f16, Half)
+
+// not_finite: image -> first[0]: the smallest z with a voxel that is NaN or infinite
+//
+// np.isfinite, as checked_image(...) of volume/preparation/checks.py and normalized_channel(...) use it. INT_MAX before,
+// and after it where every voxel is finite. Reads 4 bytes per voxel.
+extern "C" __global__ void not_finite(const float *image, int *first, int depth, int height, int width, i64 stride_z,
+                                      i64 stride_y, i64 stride_x) {
+    const Volume v = {depth, height, width, stride_z, stride_y, stride_x};
+    EACH(z, z, depth) EACH(y, y, height) EACH(x, x, width) {
+        if (!finite(image[place(v, z, y, x)])) lower(first, (int)z);
+    }
+}
+
 // nonzero_box: image (channels, ...) -> box (6): smallest z, y, x and smallest -z, -y, -x of voxels that are not 0
 //
 // nonzero_box(data) of volume/preparation/crop.py; all six stay what they were where every voxel is 0.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +12,8 @@ from numpy.typing import NDArray
 from trtbuild.stitch.launches import PLANE_BLOCK, ROW_BLOCK, Launch, Three, addresses, blocks, ints
 
 PREPARATION_KERNELS = (
+    *(f"convert_{kind}" for kind in ("u8", "i8", "u16", "i16", "i32", "f16")),
+    "not_finite",
     "nonzero_box",
     "background",
     "flood",
@@ -20,6 +24,8 @@ PREPARATION_KERNELS = (
     "normalize",
     "resize",
 )
+Stored = Literal["u8", "i8", "u16", "i16", "i32", "f16"]
+"""Types of images that `convert` makes float32 of."""
 UNSET = 2**31 - 1
 """What stands in `nonzero_box`'s and `extremes`' results before their launch."""
 OUTSIDE = 2
@@ -32,7 +38,7 @@ NEGLIGIBLE = 1e-10
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
-    """A part of an image (channels, Z, Y, X) float32 on the device, in the network's order of axes.
+    """A part of an image (channels, Z, Y, X) float32 on the device; the kernels take the network's order of axes.
 
     `address` is that of its first voxel in its first channel; `strides` (c, z, y, x) count elements of the whole image.
     """
@@ -46,6 +52,38 @@ class Image:
         """One channel of it."""
         address = self.address + 4 * index * self.strides[0]
         return Image(address=address, channels=1, shape=self.shape, strides=self.strides)
+
+    def cropped(self, box: tuple[slice, slice, slice]) -> Image:
+        """The part of it in a box (z, y, x)."""
+        skipped = sum(part.start * stride for part, stride in zip(box, self.strides[1:], strict=True))
+        z, y, x = (part.stop - part.start for part in box)
+        return Image(address=self.address + 4 * skipped, channels=self.channels, shape=(z, y, x), strides=self.strides)
+
+    def turned(self, forward: tuple[int, ...]) -> Image:
+        """The same with its axes in another order: axis `forward[i]` becomes axis i."""
+        z, y, x = forward
+        c, *strides = self.strides
+        return Image(
+            address=self.address, channels=self.channels, shape=(self.shape[z], self.shape[y], self.shape[x]),
+            strides=(c, strides[z], strides[y], strides[x]),
+        )  # fmt: skip
+
+
+def contiguous(address: int, shape: Three, channels: int = 1) -> Image:
+    """An image whose voxels follow one another in C order."""
+    _, height, width = shape
+    strides = (math.prod(shape), height * width, width, 1)
+    return Image(address=address, channels=channels, shape=shape, strides=strides)
+
+
+def convert(array: Image, out: int, *, kind: Stored) -> Launch:
+    """The array, of values of `kind`, as float32 in C order into `out`; its strides count its own values."""
+    return _over_image(f"convert_{kind}", array, addresses(array.address, out), channels=True)
+
+
+def not_finite(channel: Image, first: int) -> Launch:
+    """Where a channel is NaN or infinite: `first` one int32, `UNSET` before, then the smallest such z."""
+    return _over_image("not_finite", channel, addresses(channel.address, first))
 
 
 def nonzero_box(image: Image, box: int) -> Launch:

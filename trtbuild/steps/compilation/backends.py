@@ -13,17 +13,27 @@ from trtbuild.machine import cpu_description
 from trtbuild.nvinfer import MODULES, Backend, Nvinfer, no_driver, nvinfer
 from trtbuild.steps.compilation.networks import INFERENCE_PRECISION, Report
 
+CUDA_BACKEND = "onnxruntime-cuda"
+"""Runs networks as they are on a GPU; nothing is built for it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Backends:
-    """`cpu` backends in the order asked for, the `device`'s flavour of TensorRT, and the CPU backends that judge.
+    """`cpu` backends in the order asked for, the `device`'s flavour of TensorRT, whether ONNX Runtime's `cuda` provider
+    is wanted, and the CPU backends that judge.
 
     The judges are the CPU backends themselves; where engines are for a device alone, the first one that is installed.
     """
 
     cpu: tuple[str, ...]
     device: Nvinfer | None
+    cuda: bool
     judges: tuple[str, ...]
+
+    @property
+    def for_gpu(self) -> bool:
+        """Whether networks are made in the form for GPUs."""
+        return self.device is not None or self.cuda
 
 
 def chosen_backends(config: CompileConfig, report: Report) -> Backends:
@@ -50,7 +60,10 @@ def chosen_backends(config: CompileConfig, report: Report) -> Backends:
             got=", ".join(devices),
             hint=f"compile for {devices[0]}, then the bundle for {devices[1]}",
         )
-    cpu = tuple(name for name in names if name not in MODULES)
+    cuda = CUDA_BACKEND in names
+    if cuda:
+        _check_cuda(config)
+    cpu = tuple(name for name in names if name not in (*MODULES, CUDA_BACKEND))
     _check_rest(config, cpu, devices)
     judges = cpu or ((_judge(report),) if config.calibration is not None else ())
     if config.precision == "int8":
@@ -58,7 +71,20 @@ def chosen_backends(config: CompileConfig, report: Report) -> Backends:
     for name in judges:
         for precision in dict.fromkeys((config.precision, config.cpu_rest)):
             check_precision(name, precision)
-    return Backends(cpu=cpu, device=_device(config, devices[0]) if devices else None, judges=judges)
+    device = _device(config, devices[0]) if devices else None
+    return Backends(cpu=cpu, device=device, cuda=cuda, judges=judges)
+
+
+def _check_cuda(config: CompileConfig) -> None:
+    """Its Conv takes no 8-bit integers, and BF16 was not tried."""
+    if config.precision not in ("fp32", "fp16"):
+        raise EngineError(
+            "ONNX Runtime's CUDA provider does not compute in this precision.",
+            expected="--precision fp32 or fp16",
+            got=f"--precision {config.precision}",
+            where=CUDA_BACKEND,
+            hint="compile for tensorrt or tensorrt-rtx",
+        )
 
 
 def _device(config: CompileConfig, backend: Backend) -> Nvinfer:
@@ -104,10 +130,10 @@ def check_saturation() -> None:
 
 
 def _chosen(asked: str, report: Report) -> str:
-    """A flavour of TensorRT that is named builds without a GPU; "auto" takes what runs here."""
+    """A device's backend that is named builds without a GPU; "auto" takes what runs here."""
     from trtbuild.runtime.select import choose_backend
 
-    if asked in MODULES:
+    if asked in (*MODULES, CUDA_BACKEND):
         return asked
     choice = choose_backend(asked)
     for name, reason in choice.refused:

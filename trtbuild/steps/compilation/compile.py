@@ -17,6 +17,7 @@ from trtbuild.errors import GateFailed
 from trtbuild.spec import Precision
 from trtbuild.steps.compilation.backends import Backends, chosen_backends
 from trtbuild.steps.compilation.contents import bundle_contents
+from trtbuild.steps.compilation.cuda import cuda_engines
 from trtbuild.steps.compilation.device import build_device_engines, device_script
 from trtbuild.steps.compilation.engines import build_engines, engine_jobs
 from trtbuild.steps.compilation.exported import networks_from_model
@@ -71,11 +72,12 @@ def compile_bundle(
             usable = _typed(built, networks, models, backends, scratch, report, say)
         jobs = engine_jobs(built, backends, networks, models, usable, scratch, report)
         engines = tuple(build_engines(built, backends.cpu, jobs, report))
+        on_cuda = tuple(cuda_engines(built, backends, jobs, report))
         plans = tuple(build_device_engines(built, backends, networks.stages, jobs, scratch, report, say))
         if networks.case is None:
             report("making the golden case")
         case = networks.case or golden_case(networks.stages, models, networks.postprocessing, scratch)
-    contents, files = bundle_contents(networks, case, typed, usable, jobs, engines, plans)
+    contents, files = bundle_contents(networks, case, typed, usable, jobs, engines, plans, on_cuda)
     report(f"writing {config.output}")
     bundle = write_bundle(config.output, contents, files, overwrite=config.overwrite)
     if config.emit_script is not None:
@@ -101,12 +103,12 @@ def _typed(
     report: Report,
     say: Report,
 ) -> tuple[TypedNetwork, ...]:
-    """The networks in lower precision, and those for TensorRT; none where CPU backends take the FP32 ones."""
+    """The networks in lower precision, and those for GPUs; none where CPU backends take the FP32 ones."""
     if config.calibration is not None:
         from trtbuild.steps.precision.typed import typed_networks
 
         return typed_networks(config, networks, models, backends, scratch, report, say)
-    if backends.device is not None:
+    if backends.for_gpu:
         from trtbuild.steps.precision.typed import uncalibrated_networks
 
         return uncalibrated_networks(config, networks, models, report)

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from trtbuild.bundle import Contents, Golden
 from trtbuild.spec import BuildRecord
+from trtbuild.steps.compilation.backends import CUDA_BACKEND
+from trtbuild.steps.compilation.cuda import CudaEngine
 from trtbuild.steps.compilation.device import DeviceEngine
 from trtbuild.steps.compilation.engines import EngineJob
 from trtbuild.steps.compilation.golden import GoldenCase
@@ -30,6 +32,7 @@ def bundle_contents(
     jobs: tuple[EngineJob, ...],
     engines: tuple[BuildRecord, ...],
     plans: tuple[DeviceEngine, ...],
+    on_cuda: tuple[CudaEngine, ...],
 ) -> tuple[Contents, Mapping[str, bytes | Path]]:
     """bundle.json and the files of the bundle. A typed network stands behind the one it comes from.
 
@@ -41,6 +44,7 @@ def bundle_contents(
         jobs: of all engines.
         engines: of CPU backends.
         plans: of TensorRT.
+        on_cuda: of ONNX Runtime's CUDA provider.
     """
     used = {job.network.id: job for job in jobs}
     lower = [network for network in usable if network.content is not None and network.record.id in used]
@@ -58,15 +62,24 @@ def bundle_contents(
     )  # fmt: skip
     contents = Contents(
         stages=stages,
-        engines=(*(plan.record for plan in plans), *engines),
+        engines=(*(plan.record for plan in plans), *(engine.record for engine in on_cuda), *engines),
         calibrations=tuple(network.calibration for network in typed if network.calibration is not None),
         gates=tuple(gate for network in typed for gate in network.gates),
         goldens=goldens,
         postprocessing=networks.postprocessing,
         provenance=networks.provenance,
-        extensions={"tensorrt": _device_facts(usable, plans)} if plans else {},
+        extensions=_extensions(usable, plans, on_cuda),
     )
     return contents, {**networks.files, **files}
+
+
+def _extensions(
+    usable: tuple[TypedNetwork, ...], plans: tuple[DeviceEngine, ...], on_cuda: tuple[CudaEngine, ...]
+) -> dict[str, Any]:
+    found: dict[str, Any] = {"tensorrt": _device_facts(usable, plans)} if plans else {}
+    if on_cuda:
+        found[CUDA_BACKEND] = {engine.record.network: {"unrun": engine.unrun} for engine in on_cuda}
+    return found
 
 
 def _device_facts(usable: tuple[TypedNetwork, ...], plans: tuple[DeviceEngine, ...]) -> dict[str, Any]:

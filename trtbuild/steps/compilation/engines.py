@@ -28,7 +28,7 @@ class EngineJob:
     """One network to build engines from: its file, and the golden (input, logits) that its engines are compared with.
 
     An FP32 network's golden is PyTorch's; that of one `is_typed` in lower precision is ONNX Runtime's. `rest` is what
-    is computed besides the `quantized` layers. `on_device` jobs are TensorRT's, the others a CPU's.
+    is computed besides the `quantized` layers. `on_device` jobs are a GPU's, the others a CPU's.
     """
 
     stage: int
@@ -65,12 +65,12 @@ def engine_jobs(
         backends: whose jobs these are.
         networks: FP32.
         models: their files.
-        typed: what was made of them; for TensorRT one of each.
+        typed: what was made of them; for GPUs one of each.
         scratch: a folder for files that backends open.
-        report: called with a line per network for TensorRT: how far it is from what was exported.
+        report: called with a line per network for GPUs: how far it is from what was exported.
 
     Raises:
-        EngineError: a network for TensorRT does not compute what was exported.
+        EngineError: a network for GPUs does not compute what was exported.
     """
     found = {(network.record.parent or network.record.id, network.target): network for network in typed}
     jobs = []
@@ -89,7 +89,7 @@ def engine_jobs(
                 lower = found.get((network.id, "cpu"))
                 rest = config.cpu_rest if config.precision == "int8" else config.precision
                 jobs.append(_job(replace(plain, rest=rest), lower, scratch, report))
-            if backends.device is not None:
+            if backends.for_gpu:
                 rest = config.device_rest if config.precision == "int8" else config.precision
                 device = replace(plain, on_device=True, rest=rest)
                 jobs.append(_job(device, found[network.id, "device"], scratch, report))
@@ -115,7 +115,7 @@ def _job(plain: EngineJob, typed: TypedNetwork | None, scratch: Path, report: Re
 def _check_lowered(
     typed: TypedNetwork, logits: NDArray[np.float32], golden: NDArray[np.float32], report: Report
 ) -> None:
-    """Holds a network for TensorRT, as ONNX Runtime computes it, to PyTorch's logits: no engine runs at build time.
+    """Holds a network for GPUs, as ONNX Runtime computes it on the CPU, to PyTorch's logits: there may be no GPU here.
 
     FP32, and the graph that BF16 is cast from, within float32's rounding; FP16 and INT8 roughly, where no gate judged
     them.
@@ -129,7 +129,7 @@ def _check_lowered(
     report(f"logits of {typed.record.id} differ from PyTorch's by {error:.1e} {unit}")
     if not error <= limit:
         raise EngineError(
-            f"A network for TensorRT in {precision.upper()} does not compute what was exported.",
+            f"A network for GPUs in {precision.upper()} does not compute what was exported.",
             expected=f"at most {limit:.0e} {unit}",
             got=f"a difference of {error:.2e}",
             where=typed.record.id,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -16,14 +16,17 @@ from trtbuild.config import PredictConfig
 from trtbuild.machine import keep_no_large_block
 from trtbuild.runtime import Settings
 from trtbuild.spec import json_from_value
+from trtbuild.steps.folder_run.devices import run_cases_on_devices
 from trtbuild.steps.folder_run.ending import Ending, Outcome
 from trtbuild.steps.folder_run.flow import Events, Run, Source, run_cases
 from trtbuild.steps.folder_run.inputs import files_beside_case
 from trtbuild.steps.folder_run.local import LocalWorker
+from trtbuild.steps.folder_run.opened import joined_predictor, opened_predictors
 from trtbuild.steps.folder_run.outputs import COPIES, Folder, check_folder, check_inputs, prepared_folder
-from trtbuild.steps.folder_run.planning import planner_of_run
+from trtbuild.steps.folder_run.planning import Planner, _growth, planner_of_run
 from trtbuild.steps.folder_run.worker import open_worker
-from trtbuild.steps.prediction.predictor import Predictor, open_predictor, rules_from
+from trtbuild.steps.folder_run.workers import open_workers
+from trtbuild.steps.prediction.predictor import Predictor
 
 if TYPE_CHECKING:
     from trtbuild.volume.cases import Case
@@ -66,8 +69,9 @@ def predict_cases(config: PredictConfig, events: Events | None = None) -> Summar
     check_folder(config.output)
     keep_no_large_block()
     with ExitStack() as stack:
-        source: Source = stack.enter_context(open_worker()) if config.preparing else LocalWorker()
-        predictor = stack.enter_context(_opened(config))
+        source = stack.enter_context(_source(config))
+        predictors = opened_predictors(config, stack)
+        predictor = predictors[config.devices[0]]
         spec = predictor.spec
         folder = Folder(path=config.output, ending=spec.file_ending, reader=spec.reader)
         beside = partial(files_beside_case, reader=spec.reader, ending=spec.file_ending, previous=config.previous_stage)
@@ -83,33 +87,44 @@ def predict_cases(config: PredictConfig, events: Events | None = None) -> Summar
             )
         )
         events.started(len(cases), predictor)
+        if len(predictors) > 1 and len(cases) == 1:
+            predictor = joined_predictor(tuple(predictors.values()))
+        ending = stack.enter_context(Ending(events.case_ended, background=config.writing > 0))
         run = Run(
             config=config,
             folder=folder,
             changed=changed,
             predictor=predictor,
             source=source,
-            planner=planner_of_run(predictor, _settings(config, predictor), config.max_memory, source),
-            ending=stack.enter_context(Ending(events.case_ended, background=config.writing > 0)),
+            planner=_planner(config, predictor, predictors, source),
+            ending=ending,
             events=events,
         )
-        run_cases(cases, run)
-        outcomes = run.ending.finish()
-        return _summary(predictor, outcomes)
+        if len(predictors) > 1 and len(cases) > 1:
+            outcomes = run_cases_on_devices(cases, run, predictors)
+        else:
+            run_cases(cases, run)
+            outcomes = ending.finish()
+        return _summary(tuple(predictors.values()), outcomes)
 
 
-def _opened(config: PredictConfig) -> Predictor:
-    return open_predictor(
-        config.bundles,
-        backend=config.backend,
-        folds=config.folds,
-        threads=config.threads,
-        previous_stage=config.previous_stage is not None,
-        weights=config.weights,
-        vote=config.vote,
-        disagreement=config.disagreement,
-        postprocessing=() if str(config.postprocessing) == "none" else rules_from(config.postprocessing),
-    )
+@contextmanager
+def _source(config: PredictConfig) -> Iterator[Source]:
+    """Who reads: a process per GPU, or this one."""
+    if not config.preparing:
+        yield LocalWorker()
+        return
+    with open_worker() if len(config.devices) == 1 else open_workers(len(config.devices)) as source:
+        yield source
+
+
+def _planner(
+    config: PredictConfig, predictor: Predictor, predictors: Mapping[int, Predictor], source: Source
+) -> Planner:
+    """The memory of the run, with what the engines of all GPUs will still take on the host."""
+    _, *others = predictors.values()
+    planner = planner_of_run(predictor, _settings(config, predictor), config.max_memory, source)
+    return replace(planner, base=planner.base + sum(map(_growth, others)))
 
 
 def _cases(config: PredictConfig, folder: Folder, beside: Callable[[Case], Sequence[Path]]) -> Sequence[Case]:
@@ -130,14 +145,14 @@ def _settings(config: PredictConfig, predictor: Predictor) -> Settings:
     )
 
 
-def _summary(predictor: Predictor, outcomes: tuple[Outcome, ...]) -> Summary:
-    info = predictor.describe()
+def _summary(predictors: Sequence[Predictor], outcomes: tuple[Outcome, ...]) -> Summary:
+    predictor, info = predictors[0], predictors[0].describe()
     engine = {
         "backend": info.backend,
         "version": info.version,
         "precision": info.inference_precision,
         "network_precision": predictor.models[0].records[-1].precision,
-        "device": info.device,
+        "device": ", ".join(one.describe().device for one in predictors),
         **info.details,
     }
     return Summary(

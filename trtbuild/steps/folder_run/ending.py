@@ -8,6 +8,12 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Protocol
+
+from trtbuild.errors import CaseNotWritable, InputError, NonFinite, OutOfMemory, TrtbuildError, WorkerDied
+
+CASE_ERRORS = (InputError, CaseNotWritable, NonFinite, OutOfMemory, WorkerDied)
+"""What fails a case and not the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +32,19 @@ class Outcome:
     warnings: tuple[str, ...]
     predicted: int | None = None
     adapted: tuple[str, ...] = ()
+
+
+class CaseEnding(Protocol):
+    """Where cases end: `Ending`, or, with several networks at once, a `shared_ending.SharedEnding` for each."""
+
+    def ended(self, outcome: Outcome) -> None:
+        """A case that has nothing to write."""
+
+    def write(self, work: Callable[[], Outcome]) -> None:
+        """Writes a case once the one before it is written. What that one raised is raised here."""
+
+    def settle(self, *, wait: bool = True) -> None:
+        """Raises what the case that was being written has raised; with `wait`, once it is written."""
 
 
 class Ending:
@@ -82,3 +101,19 @@ class Ending:
 def timed(seconds: Mapping[str, float], stage: str, since: float) -> dict[str, float]:
     """The seconds with those of one more stage, which began at `since` (`time.perf_counter`)."""
     return {**seconds, stage: time.perf_counter() - since}
+
+
+def failed_outcome(case: str, error: TrtbuildError | MemoryError, predicted: int | None = None) -> Outcome:
+    """The outcome of a case that one of CASE_ERRORS, or Python's own MemoryError, has failed."""
+    if isinstance(error, MemoryError):
+        error = _out_of_memory(case, error)
+    return Outcome(case=case, output=None, error=str(error), seconds={}, warnings=(), predicted=predicted)
+
+
+def _out_of_memory(case: str, error: MemoryError) -> OutOfMemory:
+    return OutOfMemory(
+        "There is not enough memory for a case.",
+        where=case,
+        got=str(error) or "MemoryError",
+        hint="check the spacing in the file's header, or predict on a machine with more memory",
+    )

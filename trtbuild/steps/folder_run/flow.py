@@ -14,29 +14,28 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from trtbuild.errors import CaseNotWritable, InputError, NonFinite, OutOfMemory, TrtbuildError, WorkerDied
 from trtbuild.runtime import Prediction
-from trtbuild.steps.folder_run.ending import Outcome, timed
+from trtbuild.runtime.case import Prepare
+from trtbuild.steps.folder_run.ending import CASE_ERRORS, Outcome, failed_outcome, timed
 from trtbuild.steps.folder_run.messages import Reading
 from trtbuild.steps.folder_run.outputs import remove_files
-from trtbuild.steps.folder_run.planned import Ahead, Events, Run, Source, ahead_of, is_kept, sized
+from trtbuild.steps.folder_run.planned import Ahead, Events, Run, Source, planned_cases, sized
 from trtbuild.steps.folder_run.planning import CasePlan
 from trtbuild.steps.folder_run.writing import Place, write_case
 
 if TYPE_CHECKING:
+    from trtbuild.runtime.device_prepare import DevicePrepared
     from trtbuild.volume import Prepared
     from trtbuild.volume.cases import Case
     from trtbuild.volume.image import Image
 
-CASE_ERRORS = (InputError, CaseNotWritable, NonFinite, OutOfMemory, WorkerDied)
-"""What fails a case and not the run."""
 CHANGED = "its inputs have changed since it was finished, so it was predicted anew"
 """The warning of a case that was to be continued."""
 
 
 def run_cases(cases: Sequence[Case], run: Run) -> None:
     """Every case to its outcome (`run.ending`), in their order."""
-    items = _planned(cases, run)
+    items = planned_cases(cases, run)
     current, skipped = _next(items)
     _skip(skipped, run)
     reading = None if current is None else run.source.submit(current.request)
@@ -51,7 +50,7 @@ def run_cases(cases: Sequence[Case], run: Run) -> None:
         current = replace(current, plan=plan)
         run.events.case_started(plan)
         next_reading = run.source.submit(following.request) if following is not None and early else None
-        current, work = _one_case(current, reading, run)
+        current, work = one_case(current, reading, run)
         reading = None  # its arrays must not live as long as the writing
         if work is not None:
             run.ending.write(work)
@@ -88,21 +87,7 @@ def _next(items: Iterator[Ahead | Outcome]) -> tuple[Ahead | None, list[Outcome]
     return None, skipped
 
 
-def _planned(cases: Sequence[Case], run: Run) -> Iterator[Ahead | Outcome]:
-    """The cases that are to be predicted; of the others, which are finished or cannot be, their outcome."""
-    for case in cases:
-        if is_kept(case, run):
-            yield Outcome(case=case.id, output=None, error=None, seconds={}, warnings=())
-            continue
-        try:
-            ahead = ahead_of(case, run)
-        except CASE_ERRORS as error:
-            yield _failed(case.id, error)
-            continue
-        yield ahead
-
-
-def _one_case(ahead: Ahead, reading: Future[Reading], run: Run) -> tuple[Ahead, Callable[[], Outcome] | None]:
+def one_case(ahead: Ahead, reading: Future[Reading], run: Run) -> tuple[Ahead, Callable[[], Outcome] | None]:
     """Waits for the case and predicts it; returns it with its size, and what will write it, None where it failed."""
     case, targets = ahead.case.id, run.targets(ahead.case.id)
     try:
@@ -110,13 +95,13 @@ def _one_case(ahead: Ahead, reading: Future[Reading], run: Run) -> tuple[Ahead, 
         ahead = sized(ahead, ready.image, run)
         prediction = _predicted(ahead, ready, run)
     except (*CASE_ERRORS, MemoryError) as error:
-        run.ending.ended(_failed(case, error, ahead.plan))
+        run.ending.ended(failed_outcome(case, error, ahead.plan.peak))
         return ahead, None
     finally:
         run.source.forget(case)
-    image, spec = ready.image, run.predictor.spec
+    spec, place, seen = run.predictor.spec, _place(ahead.case, ready.image, run), ready.image.warnings
     changed = (CHANGED,) if case in run.changed else ()
-    place = _place(ahead.case, image, run)
+    run.events.case_progress(case, "write", 0, 1)
 
     def write() -> Outcome:
         started = time.perf_counter()
@@ -124,13 +109,13 @@ def _one_case(ahead: Ahead, reading: Future[Reading], run: Run) -> tuple[Ahead, 
             write_case(prediction, place, targets, spec)
         except (*CASE_ERRORS, MemoryError) as error:
             remove_files(targets)  # probabilities may be there already
-            return _failed(case, error, ahead.plan)
+            return failed_outcome(case, error, ahead.plan.peak)
         return Outcome(
             case=case,
             output=str(targets.segmentation),
             error=None,
             seconds=timed(prediction.seconds, "write", started),
-            warnings=(*changed, *image.warnings, *prediction.warnings),
+            warnings=(*changed, *seen, *prediction.warnings),
             predicted=ahead.plan.peak,
             adapted=ahead.plan.adapted,
         )
@@ -139,6 +124,22 @@ def _one_case(ahead: Ahead, reading: Future[Reading], run: Run) -> tuple[Ahead, 
 
 
 def _predicted(ahead: Ahead, reading: Reading, run: Run) -> Prediction:
+    case, events = ahead.case.id, run.events
+
+    def progress(stage: str, done: int, total: int) -> bool | None:
+        run.ending.settle(wait=False)
+        events.case_progress(case, stage, done, total)
+        return None if events.progress is None else events.progress(stage, done, total)
+
+    prepare = _prepared_here(reading, run) if ahead.request.raw else _prepared_there(case, reading, run)
+    prediction = run.predictor.predict_prepared(prepare, ahead.plan.settings, progress)
+    later = prediction.seconds.get("prepare", 0.0)
+    first = {"read": reading.seconds["read"], "prepare": reading.seconds["prepare"] + later}
+    return replace(prediction, seconds={**prediction.seconds, **first})
+
+
+def _prepared_there(case: str, reading: Reading, run: Run) -> Prepare:
+    """The first stages came prepared; a second one is prepared where the image was kept."""
     prepared = list(reading.prepared)
 
     def prepare(model: int, stage: int, labels: NDArray[Any] | None) -> Prepared:
@@ -147,16 +148,21 @@ def _predicted(ahead: Ahead, reading: Reading, run: Run) -> Prediction:
         spec = run.predictor.models[model].stages[stage].spec
         if labels is None:
             raise ValueError("a second stage needs the labels of the first")
-        return run.source.second(ahead.case.id, spec, labels).result()
+        return run.source.second(case, spec, labels).result()
 
-    def progress(stage: str, done: int, total: int) -> bool | None:
-        run.ending.settle(wait=False)
-        return None if run.events.progress is None else run.events.progress(stage, done, total)
+    return prepare
 
-    prediction = run.predictor.predict_prepared(prepare, ahead.plan.settings, progress)
-    later = prediction.seconds.get("prepare", 0.0)
-    first = {"read": reading.seconds["read"], "prepare": reading.seconds["prepare"] + later}
-    return replace(prediction, seconds={**prediction.seconds, **first})
+
+def _prepared_here(reading: Reading, run: Run) -> Prepare:
+    """The predictor prepares every stage from the voxels, on its GPU where it can."""
+    image, predictor = reading.image, run.predictor
+
+    def prepare(model: int, stage: int, labels: NDArray[Any] | None) -> Prepared | DevicePrepared:
+        given = stage == 0 and predictor.models[model].stages[stage].spec.previous_stage is not None
+        before = reading.previous if given else labels
+        return predictor.prepared(model, stage, image.data, image.spacing, before)
+
+    return prepare
 
 
 def _place(case: Case, image: Image, run: Run) -> Place:
@@ -170,20 +176,4 @@ def _place(case: Case, image: Image, run: Run) -> Place:
     )
 
 
-def _failed(case: str, error: TrtbuildError | MemoryError, plan: CasePlan | None = None) -> Outcome:
-    peak = None if plan is None else plan.peak
-    if isinstance(error, MemoryError):
-        error = _out_of_memory(case, error)
-    return Outcome(case=case, output=None, error=str(error), seconds={}, warnings=(), predicted=peak)
-
-
-def _out_of_memory(case: str, error: MemoryError) -> OutOfMemory:
-    return OutOfMemory(
-        "There is not enough memory for a case.",
-        where=case,
-        got=str(error) or "MemoryError",
-        hint="check the spacing in the file's header, or predict on a machine with more memory",
-    )
-
-
-__all__ = ["Events", "Run", "Source", "run_cases"]
+__all__ = ["CASE_ERRORS", "Events", "Run", "Source", "one_case", "run_cases"]

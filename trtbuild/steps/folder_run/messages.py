@@ -33,7 +33,8 @@ class Request:
 
     `files` are its channels in order, or for each channel the folder of a DICOM series. `specs` are the first stages of
     all members, with the same reader and channels. `previous` is the label file of an earlier stage, for the specs that
-    have one. With `keep` the image stays for `Worker.second` until `Worker.forget`.
+    have one. With `keep` the image stays for `Worker.second` until `Worker.forget`. With `raw` it is read and not
+    prepared: whoever runs the network prepares it.
     """
 
     case: str
@@ -41,6 +42,7 @@ class Request:
     specs: tuple[ModelSpec, ...]
     previous: Path | None = None
     keep: bool = False
+    raw: bool = False
 
     def __post_init__(self) -> None:
         if len({(spec.reader, spec.channels) for spec in self.specs}) != 1:
@@ -52,12 +54,14 @@ class Reading:
     """A case as the process gives it.
 
     `image` has no voxels: its `data` is (0, Z, Y, X), for geometry, spacing, shape and warnings. `prepared` has one
-    entry per spec of the request; `seconds` the wall time of "read" and "prepare".
+    entry per spec of the request; `seconds` the wall time of "read" and "prepare". A raw one has the voxels, nothing
+    prepared, and as `previous` the labels (Z, Y, X) of an earlier stage where the request named their file.
     """
 
     image: Image
     prepared: tuple[Prepared, ...]
     seconds: Mapping[str, float]
+    previous: Segmentation | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ Does: refuses a case that cannot be written or lacks its previous stage, reads i
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from trtbuild.errors import InputError
 from trtbuild.runtime import Progress
 from trtbuild.runtime.memory import CaseShape
 from trtbuild.spec import ModelSpec
-from trtbuild.steps.folder_run.ending import Ending, Outcome
+from trtbuild.steps.folder_run.ending import CASE_ERRORS, CaseEnding, Outcome, failed_outcome
 from trtbuild.steps.folder_run.messages import Reading, Request
 from trtbuild.steps.folder_run.outputs import COPIES, Folder, Targets
 from trtbuild.steps.folder_run.planning import CasePlan, Planner, Preparer
@@ -50,12 +50,17 @@ class Source(Preparer, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Events:
-    """Callbacks of a folder run: the number of cases once, each case as it starts and ends, progress inside it."""
+    """Callbacks of a folder run: the number of cases once, each case as it starts and ends, progress inside it.
+
+    `case_progress` is told (case, stage, done, total) whenever `progress` is told the same without the case, and that a
+    case goes to be written: ("write", 0, 1). With several GPUs the calls come from several threads, one at a time.
+    """
 
     started: Callable[[int, Predictor], None] = lambda count, predictor: None
     case_started: Callable[[CasePlan], None] = lambda plan: None
     case_ended: Callable[[Outcome], None] = lambda outcome: None
     progress: Progress | None = None
+    case_progress: Callable[[str, str, int, int], None] = lambda case, stage, done, total: None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +76,7 @@ class Run:
     predictor: Predictor
     source: Source
     planner: Planner
-    ending: Ending
+    ending: CaseEnding
     events: Events
 
     def targets(self, case: str) -> Targets:
@@ -88,6 +93,20 @@ class Ahead:
     request: Request
 
 
+def planned_cases(cases: Sequence[Case], run: Run) -> Iterator[Ahead | Outcome]:
+    """The cases that are to be predicted; of the others, which are finished or cannot be, their outcome."""
+    for case in cases:
+        if is_kept(case, run):
+            yield Outcome(case=case.id, output=None, error=None, seconds={}, warnings=())
+            continue
+        try:
+            ahead = ahead_of(case, run)
+        except CASE_ERRORS as error:
+            yield failed_outcome(case.id, error)
+            continue
+        yield ahead
+
+
 def is_kept(case: Case, run: Run) -> bool:
     """Whether the case is finished: what must not be continued is gone by now (`outputs.prepared_folder`)."""
     return run.config.continue_prediction and os.path.isfile(run.folder.segmentation(case.id))
@@ -101,13 +120,14 @@ def ahead_of(case: Case, run: Run) -> Ahead:
         OutOfMemory: it would not fit.
     """
     _check_writable(case, run)
-    models = run.predictor.models
+    models, raw = run.predictor.models, run.predictor.on_device
     request = Request(
         case=case.id,
         files=case.files,
         specs=tuple(model.stages[0].spec for model in models),
         previous=_previous(run.config, case, run.folder.ending),
-        keep=any(len(model.stages) > 1 for model in models),
+        keep=not raw and any(len(model.stages) > 1 for model in models),
+        raw=raw,  # then the device prepares it
     )
     plan = run.planner.plan(case.id, run.source.look(request).result(), len(case.files))
     return Ahead(case=case, plan=plan, request=request)

@@ -168,6 +168,14 @@ def _reading(read: Read, kept: dict[str, Image], tell: Tell) -> Reading:
     image = _image(read, tell)
     previous_stage = None if request.previous is None else _labels(request.previous, request.specs[0], image)
     clock.append(time.perf_counter())
+    warnings = (*image.warnings, *(() if previous_stage is None else previous_stage.warnings))
+    if request.raw:
+        return Reading(
+            image=replace(image, warnings=warnings),
+            prepared=(),
+            seconds={"read": clock[1] - clock[0], "prepare": 0.0},
+            previous=None if previous_stage is None else previous_stage.labels,
+        )
     if request.keep:
         kept[request.case] = image
     prepared = []
@@ -177,7 +185,6 @@ def _reading(read: Read, kept: dict[str, Image], tell: Tell) -> Reading:
         prepared.append(prepared_from_array(image.data, image.spacing, spec, previous))
     clock.append(time.perf_counter())
     seconds = dict(zip(("read", "prepare"), np.diff(clock).tolist(), strict=True))
-    warnings = (*image.warnings, *(() if previous_stage is None else previous_stage.warnings))
     facts = replace(image, data=np.empty((0, *image.data.shape[1:]), np.float32), warnings=warnings)
     return Reading(image=facts, prepared=tuple(prepared), seconds=seconds)
 

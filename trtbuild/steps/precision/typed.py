@@ -52,7 +52,7 @@ def typed_networks(
     report: Report,
     say: Say,
 ) -> tuple[TypedNetwork, ...]:
-    """Each FP32 network in lower precision, for CPU backends and for TensorRT as `backends` has them.
+    """Each FP32 network in lower precision, for CPU backends and for GPUs as `backends` has them.
 
     Args:
         config: asks for a precision below FP32, with cases to measure or to judge on.
@@ -84,7 +84,7 @@ def typed_networks(
 def uncalibrated_networks(
     config: CompileConfig, networks: Networks, models: Mapping[str, Path], report: Report
 ) -> tuple[TypedNetwork, ...]:
-    """Each FP32 network for TensorRT where nothing is calibrated and nothing judged: FP32, BF16, FP16.
+    """Each FP32 network for GPUs where nothing is calibrated and nothing judged: FP32, BF16, FP16.
 
     Raises:
         NonFinite: an activation of the golden patch is NaN or infinite.
@@ -128,7 +128,7 @@ def _typed(job: Job, stage: Stage, network: NetworkRecord, file: Path, data: Sta
         if job.config.precision == "bf16":
             return [
                 *([cpu_bf16(job, network, file.read_bytes(), gate)] if job.backends.cpu else []),
-                *([device_bf16(job, network, accurate, gate)] if job.backends.device else []),
+                *([device_bf16(job, network, accurate, gate)] if job.backends.for_gpu else []),
             ]
         job.report(what_is_done(network.id, job.data, len(calibration)))
         work = Calibration(spec=stage.spec, sources=calibration, data=data, config=job.data, threads=job.threads)
@@ -138,7 +138,7 @@ def _typed(job: Job, stage: Stage, network: NetworkRecord, file: Path, data: Sta
         on_cpu, on_device = (cpu_int8, device_int8) if job.is_int8 else (cpu_fp16, device_fp16)
         made = [
             *([on_cpu(job, network, accurate, table, gate)] if job.backends.cpu else []),
-            *([on_device(job, network, accurate, table, gate)] if job.backends.device else []),
+            *([on_device(job, network, accurate, table, gate)] if job.backends.for_gpu else []),
         ]
         for network_made in made:
             tell_lost(network_made, job.report)
@@ -148,7 +148,7 @@ def _typed(job: Job, stage: Stage, network: NetworkRecord, file: Path, data: Sta
 def _check_kept(job: Job, accurate: onnx.ModelProto) -> None:
     """Before hours of calibration: whether --keep finds its layers and leaves some."""
     if job.is_int8:
-        model = device_form(accurate) if job.backends.device and not job.backends.cpu else accurate
+        model = device_form(accurate) if job.backends.for_gpu and not job.backends.cpu else accurate
         kept_layers(model, job.config.keep, ends=not job.config.quantize_ends)
 
 

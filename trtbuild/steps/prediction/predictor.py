@@ -9,20 +9,25 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
+from threading import Event
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from trtbuild.config import Vote, check_ensemble, check_folds, check_step_size, check_threads
-from trtbuild.errors import InputError, ModelError, TrtbuildError
+from trtbuild.config import Vote, check_devices, check_ensemble, check_folds, check_step_size, check_threads
+from trtbuild.errors import EngineError, InputError, ModelError, TrtbuildError
 from trtbuild.runtime import Prediction, Progress, Recipe, Settings, prediction_from_models
+from trtbuild.runtime.on_device import prepared_for_member
 from trtbuild.runtime.predictor import EMPTY, tell
 from trtbuild.spec import KeepLargestComponent, ModelSpec
 from trtbuild.steps.compilation.networks import check_postprocessing
-from trtbuild.steps.prediction.opening import Model, open_model
+from trtbuild.steps.prediction.on_gpu import member_for_image_on_gpu
+from trtbuild.steps.prediction.opening import Model, Wishes, open_model
 
 if TYPE_CHECKING:
+    from trtbuild.runtime.device_entry import DevicePrediction
+    from trtbuild.runtime.device_prepare import DevicePrepared
     from trtbuild.runtime.runner import RunnerInfo
     from trtbuild.volume import Prepared
 
@@ -38,6 +43,7 @@ class Predictor:
     given_previous: bool
     threads: int
     _resources: ExitStack
+    _closed: Event
 
     @property
     def spec(self) -> ModelSpec:
@@ -48,6 +54,11 @@ class Predictor:
     def identity(self) -> str:
         """Of the bundles, in their order."""
         return "+".join(model.bundle.identity for model in self.models)
+
+    @property
+    def on_device(self) -> bool:
+        """Whether every stage of every model runs on the GPU, so that no case needs the CPU's way."""
+        return all(stage.device is not None for model in self.models for stage in model.stages)
 
     def predict(
         self,
@@ -121,8 +132,6 @@ class Predictor:
         """
         import numpy as np
 
-        from trtbuild.volume import prepared_from_array
-
         if (previous is not None) != self.given_previous:
             raise InputError(
                 "Labels of a previous stage " + ("are missing." if self.given_previous else "are not wanted."),
@@ -131,26 +140,83 @@ class Predictor:
             )
         if probabilities and self.recipe.vote == "hard":
             raise TrtbuildError("A hard vote has no probabilities.", got="probabilities=True", hint="leave it out")
-        if step_size is not None:
-            check_step_size(step_size)
-        settings = Settings(
-            step_size=self.spec.step_size if step_size is None else step_size,
-            mirroring=mirroring,
-            probabilities=probabilities,
-            threads=self.threads,
-        )
+        settings = replace(self._settings(step_size, mirroring), probabilities=probabilities)
 
-        def prepare(model: int, stage: int, labels: NDArray[Any] | None) -> Prepared:
+        def prepare(model: int, stage: int, labels: NDArray[Any] | None) -> Prepared | DevicePrepared:
             spec = self.models[model].stages[stage].spec
             before = labels if spec.previous_stage is None or labels is not None else previous
-            return prepared_from_array(array, spacing, spec, before)
+            return self.prepared(model, stage, array, spacing, before)
 
         prediction = self.predict_prepared(prepare, settings, progress)
         return prediction if np.any(array) else replace(prediction, warnings=(*prediction.warnings, EMPTY))
 
+    def predict_device_array(
+        self,
+        array: Any,
+        spacing: Sequence[float],
+        *,
+        step_size: float | None = None,
+        mirroring: bool = True,
+        progress: Progress | None = None,
+    ) -> DevicePrediction:
+        """Segments an image (C, Z, Y, X) that is in the memory of the predictor's GPU; its labels stay there.
+
+        One thread uses a predictor at a time. The labels are to be used while it is open.
+
+        Args:
+            array: anything with `__dlpack__` or `__cuda_array_interface__` (torch, CuPy, JAX, Numba) on that GPU, of
+                float32, float16, int32, bool, or integers of 8 or 16 bits; left unchanged.
+            spacing: (z, y, x) in mm.
+            step_size: as in `predict`.
+            mirroring: as in `predict`.
+            progress: as in `predict`.
+
+        Raises:
+            EngineError: the model does not run on a GPU, or the GPU failed.
+            TrtbuildError: it is an ensemble, a cascade, or comes with post-processing or disagreement.
+            InputError: the array or the spacing is wrong, or the array is somewhere else.
+            OutOfMemory: the GPU has no memory for it.
+        """
+        from threadpoolctl import threadpool_limits
+
+        from trtbuild.runtime.device_entry import prediction_from_device_array
+
+        self._check_open()
+        member = member_for_image_on_gpu(self.models, self.recipe, self.given_previous)
+        with threadpool_limits(1, user_api="blas"):  # as in `predict_prepared`
+            return prediction_from_device_array(array, spacing, member, self._settings(step_size, mirroring), progress)
+
+    def _settings(self, step_size: float | None, mirroring: bool) -> Settings:
+        if step_size is not None:
+            check_step_size(step_size)
+        step_size = self.spec.step_size if step_size is None else step_size
+        return Settings(step_size=step_size, mirroring=mirroring, threads=self.threads)
+
+    def _check_open(self) -> None:
+        if self._closed.is_set():
+            raise EngineError(
+                "The predictor is closed.", where=self.models[0].bundle.path, hint="open the bundle again"
+            )
+
+    def prepared(
+        self,
+        model: int,
+        stage: int,
+        data: NDArray[Any],
+        spacing: Sequence[float],
+        labels: NDArray[Any] | None,
+    ) -> Prepared | DevicePrepared:
+        """An image (C, Z, Y, X) with its spacing (z, y, x) in mm, as a stage of a model sees it.
+
+        `labels` (Z, Y, X) are those of the stage before, for the second one of a cascade. What is prepared on the GPU
+        goes into `predict_prepared`, which gives it back.
+        """
+        self._check_open()
+        return prepared_for_member(data, spacing, self.models[model].stages[stage], labels)
+
     def predict_prepared(
         self,
-        prepare: Callable[[int, int, NDArray[Any] | None], Prepared],
+        prepare: Callable[[int, int, NDArray[Any] | None], Prepared | DevicePrepared],
         settings: Settings,
         progress: Progress | None,
     ) -> Prediction:
@@ -190,12 +256,14 @@ def open_predictor(
     vote: Vote = "soft",
     disagreement: bool = False,
     postprocessing: tuple[KeepLargestComponent, ...] | None = None,
+    device: int = 0,
+    device_memory: int | None = None,
 ) -> Predictor:
     """Opens one bundle, or several as an ensemble.
 
     Args:
         paths: the bundles.
-        backend: see `open_model`.
+        backend: "auto", or a name that is used or fails.
         folds: of every bundle and stage; None takes all.
         threads: CPU threads; None takes those of the first engine's record.
         previous_stage: the labels of a cascade's first stage will be given with every case.
@@ -203,6 +271,8 @@ def open_predictor(
         vote: "soft" averages probabilities, "hard" counts labels.
         disagreement: also make the entropy map.
         postprocessing: in place of the bundle's own; None takes that of a single bundle, and none for an ensemble.
+        device: number of the GPU, for engines that need one; all bundles share it.
+        device_memory: bytes of its memory that a case may take, beside the engines' weights; None takes what is free.
 
     Raises:
         TrtbuildError: an argument is wrong, or the members do not fit each other.
@@ -210,12 +280,14 @@ def open_predictor(
     """
     check_threads(threads)
     check_folds(folds)
+    check_devices((device,), device_memory, backend)
     weights = check_ensemble(weights, vote, len(paths))
+    wishes = Wishes(
+        backend=backend, folds=folds, threads=threads, second_stage_only=previous_stage, device=device,
+        device_memory=device_memory,
+    )  # fmt: skip
     with ExitStack() as stack:
-        models = tuple(
-            open_model(path, stack, backend=backend, folds=folds, threads=threads, second_stage_only=previous_stage)
-            for path in paths
-        )
+        models = _opened_models(paths, stack, wishes)
         _check_members(models)
         if previous_stage and not any(model.stages[0].spec.previous_stage for model in models):
             raise ModelError(
@@ -227,13 +299,25 @@ def open_predictor(
         if postprocessing is None:
             postprocessing = models[0].bundle.manifest.postprocessing if len(models) == 1 else ()
         check_postprocessing(postprocessing, models[0].stages[-1].spec, None)
+        closed = Event()
+        stack.callback(closed.set)
         return Predictor(
             models=models,
             recipe=Recipe(weights=weights, vote=vote, disagreement=disagreement, postprocessing=postprocessing),
             given_previous=previous_stage,
             threads=models[0].threads,
             _resources=stack.pop_all(),
+            _closed=closed,
         )
+
+
+def _opened_models(paths: Sequence[Path], stack: ExitStack, wishes: Wishes) -> tuple[Model, ...]:
+    """All bundles; those that need a GPU share one."""
+    models: list[Model] = []
+    for path in paths:
+        gpu = next((model.gpu for model in models if model.gpu is not None), None)
+        models.append(open_model(path, stack, wishes, gpu))
+    return tuple(models)
 
 
 def rules_from(file: str | PathLike[str] | None) -> tuple[KeepLargestComponent, ...] | None:

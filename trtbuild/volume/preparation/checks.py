@@ -21,35 +21,53 @@ def checked_image(data: ArrayLike, spec: ModelSpec) -> NDArray[np.float32]:
     """The image (C, Z, Y, X) as float32, itself if it is already.
 
     Raises:
-        InputError: no real numbers, a masked array, wrong number of channels or axes, an empty axis, NaN, values
-            beyond float32.
+        InputError: see `checked_array`; NaN, values beyond float32.
     """
-    given = _real_array(data)
-    if given.ndim != 4:
-        raise InputError("An image must have four axes.", expected="(channels, z, y, x)", got=f"shape {given.shape}")
-    if len(given) != len(spec.channels):
-        raise InputError(
-            "The image has another number of channels than the model.",
-            got=len(given),
-            expected=f"{len(spec.channels)}: {', '.join(spec.channels)}",
-        )
-    if given.size == 0:
-        raise InputError("The image is empty.", expected="at least one voxel on every axis", got=f"shape {given.shape}")
+    given = checked_array(data, spec)
     with np.errstate(over="ignore"):  # what becomes infinite is refused by name
         image = given.astype(np.float32, copy=False)
     for channel, original, name in zip(image, given, spec.channels, strict=True):
         if not np.isfinite(channel).all():
             first = tuple(int(i) for i in np.argwhere(~np.isfinite(channel))[0])
-            value = original[first]
-            finite = bool(np.isfinite(value))
-            raise InputError(
-                "The intensities overflow float32." if finite else "The image holds NaN or infinity.",
-                expected=f"values up to {np.finfo(np.float32).max:.2g}" if finite else None,
-                got=value,
-                where=f"channel {name}, first at voxel {first} (z, y, x)",
-                hint="repair the file; a network would spread the value over a whole patch",
-            )
+            raise not_finite(original[first], first, name)
     return image
+
+
+def checked_array(data: ArrayLike, spec: ModelSpec) -> NDArray[Any]:
+    """The image (C, Z, Y, X) in its own type; whether its values are finite is not looked at.
+
+    Raises:
+        InputError: no real numbers, a masked array, wrong number of channels or axes, an empty axis.
+    """
+    given = _real_array(data)
+    check_shape(given.shape, spec)
+    return given
+
+
+def check_shape(shape: tuple[int, ...], spec: ModelSpec) -> None:
+    """Raises InputError where an image of this shape is none of the model's: it should be (C, Z, Y, X)."""
+    if len(shape) != 4:
+        raise InputError("An image must have four axes.", expected="(channels, z, y, x)", got=f"shape {shape}")
+    if shape[0] != len(spec.channels):
+        raise InputError(
+            "The image has another number of channels than the model.",
+            got=shape[0],
+            expected=f"{len(spec.channels)}: {', '.join(spec.channels)}",
+        )
+    if 0 in shape:
+        raise InputError("The image is empty.", expected="at least one voxel on every axis", got=f"shape {shape}")
+
+
+def not_finite(value: Any, voxel: tuple[int, ...], channel: str) -> InputError:
+    """The error of an image with a value that is NaN, infinite, or infinite in float32; `voxel` (z, y, x) as read."""
+    finite = bool(np.isfinite(value))
+    return InputError(
+        "The intensities overflow float32." if finite else "The image holds NaN or infinity.",
+        expected=f"values up to {np.finfo(np.float32).max:.2g}" if finite else None,
+        got=value,
+        where=f"channel {channel}, first at voxel {voxel} (z, y, x)",
+        hint="repair the file; a network would spread the value over a whole patch",
+    )
 
 
 def _real_array(data: ArrayLike) -> NDArray[Any]:

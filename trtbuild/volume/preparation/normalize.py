@@ -34,11 +34,12 @@ def normalized_channel(
     """
     with np.errstate(over="ignore", invalid="ignore"):
         channel = _normalized(source, scheme, mask, where)
-    _require_finite(channel, where)
+    require_finite(channel, where)
     return channel
 
 
-def _require_finite(values: NDArray[np.float32] | np.float32, where: str) -> None:
+def require_finite(values: NDArray[np.float32] | np.float32, where: str) -> None:
+    """Raises InputError where what was computed of a channel is not finite."""
     if not np.isfinite(values).all():
         raise InputError(
             "The intensities overflow float32.",
@@ -58,7 +59,7 @@ def _normalized(
             return _scored_inside(source, mask, where)
         case ZScore():
             mean, std = source.mean(), source.std()
-            _require_finite(mean + std, where)  # an infinite deviation would make every voxel 0
+            require_finite(mean + std, where)  # an infinite deviation would make every voxel 0
             channel = source.copy()
             channel -= mean
             channel /= max(std, EPSILON)
@@ -72,7 +73,7 @@ def _normalized(
             channel -= channel.min()
             channel /= max(channel.max(), EPSILON)
         case RGBTo01():
-            _require_rgb(source, where)
+            require_rgb(float(source.min()), float(source.max()), where)
             channel = source.copy()
             channel /= 255.0
         case NoNormalization():
@@ -88,7 +89,7 @@ def _scored_inside(source: NDArray[np.float32], mask: NDArray[np.bool_], where: 
     # the steps of `inside.std()`, in place
     inside -= mean
     std = np.sqrt(np.square(inside, out=inside).mean())
-    _require_finite(mean + std, where)
+    require_finite(mean + std, where)
     del inside
     channel = source.copy()
     np.subtract(channel, mean, out=channel, where=mask)
@@ -96,8 +97,8 @@ def _scored_inside(source: NDArray[np.float32], mask: NDArray[np.bool_], where: 
     return channel
 
 
-def _require_rgb(source: NDArray[np.float32], where: str) -> None:
-    low, high = float(source.min()), float(source.max())
+def require_rgb(low: float, high: float, where: str) -> None:
+    """Raises InputError where a channel with values from `low` to `high` is none of an 8-bit RGB image."""
     if low < 0 or high > 255:
         raise InputError(
             "The image is not 8-bit RGB.",
