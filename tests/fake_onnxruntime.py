@@ -29,6 +29,12 @@ DEFAULTS: Mapping[str, str] = {
 WEIGHTS = 4096
 """Bytes of device memory that a session takes."""
 Failure = real.capi.onnxruntime_pybind11_state.RuntimeException
+FATAL = 4
+ON_CPU = (
+    "[ONNXRuntimeError] : 1 : FAIL : This session contains graph nodes that are assigned to the default CPU EP, but "
+    "fallback to CPU EP has been explicitly disabled by the user."
+)
+"""What the real one (1.31.1) says where a node has to run on the CPU, and where its CUDA libraries are not there."""
 Fail = real.capi.onnxruntime_pybind11_state.Fail
 
 
@@ -41,6 +47,7 @@ class Script:
     said: str = ""
     held: dict[str, str] = field(default_factory=dict)
     fail_opening: Exception | None = None
+    fail_strict: Exception | None = None
     fail_run: Exception | None = None
     runs: int = 0
 
@@ -52,6 +59,7 @@ class FakeOnnxruntime(ModuleType):
         super().__init__("onnxruntime")
         self.cuda, self.script = cuda, script
         self.sessions: weakref.WeakSet[FakeSession] = weakref.WeakSet()
+        self.severity = 2
 
     def __getattr__(self, name: str) -> Any:
         return getattr(real, name)
@@ -64,6 +72,9 @@ class FakeOnnxruntime(ModuleType):
         if kwargs.get("providers") == [CPU]:
             return real.InferenceSession(*args, **kwargs)
         return FakeSession(self, *args, **kwargs)
+
+    def set_default_logger_severity(self, level: int) -> None:
+        self.severity = level
 
     def preload_dlls(self) -> None:
         if self.script.said:
@@ -79,10 +90,20 @@ class FakeSession:
         self.cuda.need_context("cudaSetDevice")
         if enable_fallback or providers != [CUDA]:
             self.cuda.fault("a session that falls back on the CPU")
-        if sess_options.get_session_config_entry("session.disable_cpu_ep_fallback") != "1":
-            self.cuda.fault("nodes may run on the CPU")
-        if self.script.fail_opening is not None:
-            raise self.script.fail_opening
+        try:
+            strict = sess_options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
+        except RuntimeError:  # as the real ones do where there is no such entry
+            strict = False
+        self.on_gpu = strict and CUDA in self.script.loaded
+        if module.severity != FATAL:
+            self.cuda.fault("ONNX Runtime's own log would write")
+        if CUDA not in self.script.loaded:
+            if strict:
+                raise Fail(ON_CPU)
+            return
+        for error in (self.script.fail_opening, self.script.fail_strict if strict else None):
+            if error is not None:
+                raise error
         (given,) = provider_options
         if set(given) - set(DEFAULTS) or not all(isinstance(value, str) for value in given.values()):
             raise Fail(f"Unknown provider option: {sorted(given)}")
@@ -119,6 +140,8 @@ class FakeSession:
 
     def run_with_iobinding(self, iobinding: FakeBinding, run_options: Any = None) -> None:
         self.cuda.need_context("cudaSetDevice")
+        if not self.on_gpu:
+            self.cuda.fault("nodes may run on the CPU")
         self.script.runs += 1
         if self.script.fail_run is not None:
             error, self.script.fail_run = self.script.fail_run, None

@@ -422,89 +422,6 @@ def test_a_predictor_that_was_closed_says_so(bench: Callable[..., Bench]) -> Non
             predictor.predict_device_array(noise(SHAPE), SPACING)
 
 
-# --- an image that is on the GPU already
-
-
-@contextmanager
-def image_there(predictor: Predictor, data: np.ndarray) -> Iterator[np.ndarray]:
-    gpu = predictor.models[0].gpu
-    assert gpu is not None
-    with on_gpu(data, gpu) as there:
-        yield there
-
-
-def values(found: DevicePrediction) -> np.ndarray:
-    return np.array(np.from_dlpack(OnCpu(shared=found.labels)))
-
-
-@pytest.mark.parametrize("name", ["3D", "2D", "folds", "transposed", "regions"])
-def test_an_image_on_the_gpu_has_the_labels_of_one_on_the_host(bench: Callable[..., Bench], name: str) -> None:
-    one, data = bench(WHOLES[name]), noise(SHAPE)
-    with one.open("tensorrt") as predictor, image_there(predictor, data) as there:
-        for how in ({}, {"step_size": 1.0, "mirroring": False}):
-            expected = predictor.predict_array(data, SPACING, **how)
-            for image in (Shared(array=there), Interface(array=there)):
-                found = predictor.predict_device_array(image, SPACING, **how)
-                np.testing.assert_array_equal(values(found), expected.segmentation)
-                assert found.grid == expected.grid
-                assert found.warnings == ()
-                found.labels.close()
-        np.testing.assert_array_equal(there, data)
-        assert len(one.cuda.live) == 1, "the image"
-
-
-def test_its_progress_is_told_and_stops_it(bench: Callable[..., Bench]) -> None:
-    one, seen = bench(), list[str]()
-
-    def progress(stage: str, done: int, total: int) -> bool:
-        seen.append(stage)
-        return stage != "back"
-
-    with one.open("tensorrt") as predictor, image_there(predictor, noise(SHAPE)) as there:
-        with pytest.raises(Cancelled):
-            predictor.predict_device_array(Shared(array=there), SPACING, progress=progress)
-        assert set(seen) == {"prepare", "network", "back"}
-        assert len(one.cuda.live) == 1, "the image"
-
-
-@pytest.mark.parametrize(
-    ("name", "instead"),
-    [
-        ("cascade", "open a bundle of one stage"), ("soft ensemble", "open one bundle"),
-        ("hard ensemble", "open one bundle"), ("largest component", "postprocessing=False"),
-        ("disagreement", "without disagreement"),
-    ],
-)  # fmt: skip
-def test_what_is_more_than_one_network_is_refused_there(bench: Callable[..., Bench], name: str, instead: str) -> None:
-    with bench(WHOLES[name]).open("tensorrt") as predictor, image_there(predictor, noise(SHAPE)) as there:
-        with pytest.raises(TrtbuildError, match="goes through one network") as caught:
-            predictor.predict_device_array(Shared(array=there), SPACING)
-        assert instead in str(caught.value)
-        assert "predict_array" in str(caught.value)
-
-
-def test_given_labels_of_a_first_stage_and_the_cpu_are_refused_there(bench: Callable[..., Bench]) -> None:
-    one = bench(Whole(bundles=((FIRST, SECOND),), options={"previous_stage": True}))
-    with one.open("tensorrt") as predictor, pytest.raises(TrtbuildError, match="one network") as caught:
-        predictor.predict_device_array(noise(SHAPE), SPACING)
-    assert caught.value.__class__ is TrtbuildError
-    one.patch.setattr("trtbuild.runtime.device.no_driver", lambda: "no NVIDIA driver")
-    with one.open("auto") as predictor, pytest.raises(EngineError, match="does not run on a GPU") as caught:
-        predictor.predict_device_array(noise(SHAPE), SPACING)
-    assert "null (tensorrt: " in str(caught.value)
-    assert "no NVIDIA driver" in str(caught.value)
-
-
-def test_wrong_arguments_are_refused_there_too(bench: Callable[..., Bench]) -> None:
-    with bench().open("tensorrt") as predictor, image_there(predictor, noise(SHAPE)) as there:
-        with pytest.raises(TrtbuildError, match="step size"):
-            predictor.predict_device_array(Shared(array=there), SPACING, step_size=0)
-        with pytest.raises(InputError, match="three positive numbers"):
-            predictor.predict_device_array(Shared(array=there), (1.0, 1.0))
-        with pytest.raises(InputError, match="not on the model's GPU"):
-            predictor.predict_device_array(noise(SHAPE), SPACING)
-
-
 def test_a_gpu_without_memory_is_no_reason_for_the_cpu(bench: Callable[..., Bench], cuda: Cuda) -> None:
     """It would have some at another time."""
     cuda.allocations_left = 0
@@ -642,6 +559,89 @@ def test_an_engine_that_fails_ends_the_run(
     assert predicted(one.paths[0], images, tmp_path / "out", "--backend", "tensorrt", "-npp", "0") == 1
     assert "TensorRT failed" in capsys.readouterr().err
     assert one.engines == []
+
+
+# --- an image that is on the GPU already
+
+
+@contextmanager
+def image_there(predictor: Predictor, data: np.ndarray) -> Iterator[np.ndarray]:
+    gpu = predictor.models[0].gpu
+    assert gpu is not None
+    with on_gpu(data, gpu) as there:
+        yield there
+
+
+def values(found: DevicePrediction) -> np.ndarray:
+    return np.array(np.from_dlpack(OnCpu(shared=found.labels)))
+
+
+@pytest.mark.parametrize("name", ["3D", "2D", "folds", "transposed", "regions"])
+def test_an_image_on_the_gpu_has_the_labels_of_one_on_the_host(bench: Callable[..., Bench], name: str) -> None:
+    one, data = bench(WHOLES[name]), noise(SHAPE)
+    with one.open("tensorrt") as predictor, image_there(predictor, data) as there:
+        for how in ({}, {"step_size": 1.0, "mirroring": False}):
+            expected = predictor.predict_array(data, SPACING, **how)
+            for image in (Shared(array=there), Interface(array=there)):
+                found = predictor.predict_device_array(image, SPACING, **how)
+                np.testing.assert_array_equal(values(found), expected.segmentation)
+                assert found.grid == expected.grid
+                assert found.warnings == ()
+                found.labels.close()
+        np.testing.assert_array_equal(there, data)
+        assert len(one.cuda.live) == 1, "the image"
+
+
+def test_its_progress_is_told_and_stops_it(bench: Callable[..., Bench]) -> None:
+    one, seen = bench(), list[str]()
+
+    def progress(stage: str, done: int, total: int) -> bool:
+        seen.append(stage)
+        return stage != "back"
+
+    with one.open("tensorrt") as predictor, image_there(predictor, noise(SHAPE)) as there:
+        with pytest.raises(Cancelled):
+            predictor.predict_device_array(Shared(array=there), SPACING, progress=progress)
+        assert set(seen) == {"prepare", "network", "back"}
+        assert len(one.cuda.live) == 1, "the image"
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("cascade", "open a bundle of one stage"), ("soft ensemble", "open one bundle"),
+        ("hard ensemble", "open one bundle"), ("largest component", "postprocessing=False"),
+        ("disagreement", "without disagreement"),
+    ],
+)  # fmt: skip
+def test_what_is_more_than_one_network_is_refused_there(bench: Callable[..., Bench], name: str, instead: str) -> None:
+    with bench(WHOLES[name]).open("tensorrt") as predictor, image_there(predictor, noise(SHAPE)) as there:
+        with pytest.raises(TrtbuildError, match="goes through one network") as caught:
+            predictor.predict_device_array(Shared(array=there), SPACING)
+        assert instead in str(caught.value)
+        assert "predict_array" in str(caught.value)
+
+
+def test_given_labels_of_a_first_stage_and_the_cpu_are_refused_there(bench: Callable[..., Bench]) -> None:
+    one = bench(Whole(bundles=((FIRST, SECOND),), options={"previous_stage": True}))
+    with one.open("tensorrt") as predictor, pytest.raises(TrtbuildError, match="one network") as caught:
+        predictor.predict_device_array(noise(SHAPE), SPACING)
+    assert caught.value.__class__ is TrtbuildError
+    one.patch.setattr("trtbuild.runtime.device.no_driver", lambda: "no NVIDIA driver")
+    with one.open("auto") as predictor, pytest.raises(EngineError, match="does not run on a GPU") as caught:
+        predictor.predict_device_array(noise(SHAPE), SPACING)
+    assert "null (tensorrt: " in str(caught.value)
+    assert "no NVIDIA driver" in str(caught.value)
+
+
+def test_wrong_arguments_are_refused_there_too(bench: Callable[..., Bench]) -> None:
+    with bench().open("tensorrt") as predictor, image_there(predictor, noise(SHAPE)) as there:
+        with pytest.raises(TrtbuildError, match="step size"):
+            predictor.predict_device_array(Shared(array=there), SPACING, step_size=0)
+        with pytest.raises(InputError, match="three positive numbers"):
+            predictor.predict_device_array(Shared(array=there), (1.0, 1.0))
+        with pytest.raises(InputError, match="not on the model's GPU"):
+            predictor.predict_device_array(noise(SHAPE), SPACING)
 
 
 # --- TensorRT's own runner, on a fake of TensorRT with the names of its bindings

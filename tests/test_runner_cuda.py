@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_cuda import CUBIN, Cuda
-from fake_onnxruntime import CPU, CUDA, WEIGHTS, Failure, FakeOnnxruntime, install
+from fake_onnxruntime import CPU, CUDA, ON_CPU, WEIGHTS, Fail, Failure, FakeOnnxruntime, install
 from runner_contract import contract_of
 from runner_samples import CHANNELS, HEADS, PATCHES, make_record, patches, reference_logits, small_unet, write_model
 from test_runners import Subject
@@ -172,6 +172,9 @@ def test_a_run_that_fails_is_told_and_the_runner_works_on(start: Open, ort: Fake
     [
         "CUDA failure 2: out of memory ; GPU=0 ; expr=cudaMalloc((void**)&p, size);",
         "Failed to allocate memory for requested buffer of size 268435456",
+        "CUDNN failure 2000: CUDNN_STATUS_ALLOC_FAILED ; GPU=0",
+        "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0",
+        "CUDNN failure 4003: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED ; GPU=0",
     ],
 )
 def test_a_run_without_memory_says_so(start: Open, ort: FakeOnnxruntime, text: str) -> None:
@@ -221,18 +224,19 @@ def test_the_installed_onnxruntime_without_cuda_says_what_to_install(models: dic
     if CUDA in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has the CUDA provider")
     for call in (lambda: open_onnxruntime_cuda(record(), models[3]), usable_version):
-        with pytest.raises(EngineError, match="pip install onnxruntime-gpu") as caught:
+        with pytest.raises(EngineError, match="pip install 'onnxruntime-gpu") as caught:
             call()
         assert caught.value.expected == CUDA
         assert CPU in str(caught.value.got)
 
 
 def test_a_provider_whose_libraries_are_missing_is_told_with_their_names(ort: FakeOnnxruntime, models: Any) -> None:
+    """It is then left out, and the session without it could only run on the CPU."""
     ort.script.loaded, ort.script.said = (CPU,), "Failed to load libcudnn.so.9: cannot open shared object file"
     with pytest.raises(EngineError, match=r"libcudnn\.so\.9") as caught:
         open_onnxruntime_cuda(record(), models[3])
-    assert caught.value.hint is not None
-    assert "cuDNN" in caught.value.hint
+    assert caught.value.hint == "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+    assert "default CPU EP" in str(caught.value.__cause__)
 
 
 def test_libraries_that_cannot_be_loaded_print_nothing(
@@ -257,8 +261,7 @@ def test_an_option_that_does_not_hold_is_an_error(ort: FakeOnnxruntime, models: 
 
 
 def test_a_node_that_would_run_on_the_cpu_is_refused_with_the_reason(ort: FakeOnnxruntime, models: Any) -> None:
-    text = "This session contains graph nodes that are assigned to the default CPU EP, but fallback to CPU EP has"
-    ort.script.fail_opening = Failure(text)
+    ort.script.fail_strict = Fail(ON_CPU)
     with pytest.raises(EngineError, match="assigned to the default CPU EP"):
         open_onnxruntime_cuda(record(), models[3])
 

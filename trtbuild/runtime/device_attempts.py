@@ -59,6 +59,8 @@ def in_memory(
         else:
             if plan.accumulator != accumulators[0]:
                 report(IN_HALF)
+            for note in gpu.graphs.notes():
+                report(note)
             return result
         report(f"The GPU had no memory left ({reason}) with {plan}: the case begins again with {smaller}.")
         plan = smaller

@@ -6,7 +6,6 @@ that the driver is asked through NVIDIA's own bindings, on pycuda's stream.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -70,7 +69,7 @@ class Graph:
 class Graphs:
     """The graphs of a case on one stream. Its buffers have addresses of their own, so that none lives longer.
 
-    Where a capture fails, calls are launched as ever from then on, and a RuntimeWarning says so once.
+    Where a capture fails, calls are launched as ever from then on, and `notes` say so once.
     """
 
     def __init__(self, device: Device, stream: Stream) -> None:
@@ -78,6 +77,7 @@ class Graphs:
         self._graphs: dict[Call, Graph] = {}
         self._called: set[Call] = set()
         self._failed = False
+        self._notes: list[str] = []
 
     def run(self, call: Call, work: Work, calls: int) -> None:
         """Begin `work`, by its graph where there is one.
@@ -104,13 +104,18 @@ class Graphs:
         while self._graphs:
             self._graphs.popitem()[1].close()
 
+    def notes(self) -> list[str]:
+        """What a user is to be told since the last time."""
+        notes, self._notes = self._notes, []
+        return notes
+
     def _capture(self, call: Call, work: Work) -> None:
         try:
             self._graphs[call] = self._device.graph(self._stream, work)
         except (EngineError, MissingExtra) as error:
             self._failed = True
             text = " ".join(str(error).split())
-            warnings.warn(f"The engine's calls are not captured in CUDA graphs: {text}", RuntimeWarning, stacklevel=4)
+            self._notes.append(f"No CUDA graph was made of the network's calls, which may take longer without: {text}")
 
 
 def _driver() -> Any:
@@ -132,12 +137,13 @@ def _captured(driver: Any, stream: int, work: Work) -> Any:
     mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
     with _missing_functions():
         _value(driver, driver.cuStreamBeginCapture(handle, mode))
-        try:
-            work()
-        except BaseException:
-            with suppress(EngineError):  # a capture that broke has no graph
-                _value(driver, driver.cuGraphDestroy(_value(driver, driver.cuStreamEndCapture(handle))))
-            raise
+    try:
+        work()
+    except BaseException:
+        with suppress(EngineError):  # a capture that broke has no graph
+            _value(driver, driver.cuGraphDestroy(_value(driver, driver.cuStreamEndCapture(handle))))
+        raise
+    with _missing_functions():
         graph = _value(driver, driver.cuStreamEndCapture(handle))
         try:
             return _value(driver, driver.cuGraphInstantiate(graph, 0))

@@ -45,7 +45,6 @@ def added_rows(run: Run, engines: Sequence[DeviceEngine], progress: Progress | N
     rows = [*_calls(run, engines)]
     following = chain.from_iterable(rows)
     with ExitStack() as stack:
-        stack.callback(run.gpu.graphs.clear)  # before the memory goes whose addresses they hold
         pace = Pace(run.gpu, progress, len(tiles) * len(engines))
         stack.callback(pace.close)
         _begin(run, next(following))

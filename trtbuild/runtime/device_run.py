@@ -68,6 +68,7 @@ def allocated(
         for name, nbytes in plan.buffers.items():
             memory[name] = gpu.device.buffer(nbytes)
             stack.callback(memory[name].close)
+        stack.callback(gpu.graphs.clear)  # before the memory goes whose addresses they hold
         stack.callback(gpu.stream.synchronize)  # the first that happens at the end: nothing is freed under work
         gpu.upload(memory["tables"], tables.content)
         if labels is not None:

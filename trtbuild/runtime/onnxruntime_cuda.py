@@ -116,7 +116,7 @@ def _check_provider(ort: Any) -> None:
     if CUDA not in available:
         raise EngineError("This ONNX Runtime cannot run networks on a GPU.", expected=CUDA, got=", ".join(available),
                           where=f"onnxruntime {ort.__version__}",
-                          hint="pip uninstall onnxruntime, then pip install onnxruntime-gpu")  # fmt: skip
+                          hint="pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]'")  # fmt: skip
 
 
 def _check_precision(record: BuildRecord) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from trtbuild.errors import EngineError, OutOfMemory, PrecisionMismatch
+from trtbuild.errors import EngineError, OutOfMemory
 from trtbuild.runtime.device import NO_ROOM, Device, Stream
 from trtbuild.runtime.fit import Fit
-from trtbuild.runtime.onnxruntime import PROVIDERS, check_read_back, error_types, port_spec, session_options
+from trtbuild.runtime.onnxruntime import CPU, PROVIDERS, check_read_back, error_types, port_spec, session_options
 from trtbuild.runtime.ports import input_from_ports, output_from_ports
 from trtbuild.runtime.runner import engine_errors
 from trtbuild.spec import BuildRecord
@@ -26,6 +26,11 @@ FIXED: Mapping[str, str] = {
     "cudnn_conv_algo_search": "HEURISTIC",  # timing the algorithms would give other bits each time it is opened
     "arena_extend_strategy": "kSameAsRequested",  # the arena's own steps double, and a case would lack that memory
 }
+ON_CPU = "assigned to the default CPU EP"
+NO_MEMORY = ("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
+"""Of CUDA, and of cuBLAS and cuDNN, in ONNX Runtime's texts."""
+FATAL = 4
+"""For the log that is no session's, which would warn of plugins and of libraries: whatever goes wrong is raised."""
 UNWAITED = "disable_synchronize_execution_providers"
 """Option of a run: it returns when the work is on the stream, and does not wait for its end."""
 
@@ -59,15 +64,30 @@ class CudaSession:
     def _open(self, ort: Any, record: BuildRecord) -> None:
         options = {**FIXED, "device_id": str(self.device.index), "user_compute_stream": str(self.stream.handle)}
         fit = Fit(threads=1, streams=1, batch=record.profile.max[0], notes={})
-        said = _loaded_libraries(ort)
-        session = ort.InferenceSession(
-            str(self._model), session_options(ort, fit, (CUDA,)), providers=[CUDA], provider_options=[options],
-            enable_fallback=0,
-        )  # fmt: skip
+        session = self._session(ort, fit, options)
         self._sessions.append(session)
-        _check_options(session, options, self._model, said)
+        _check_options(session, options, self._model)
         self.inputs = input_from_ports([port_spec(port) for port in session.get_inputs()], record, self._model)
         self.outputs = output_from_ports([port_spec(port) for port in session.get_outputs()], record, self._model)
+
+    def _session(self, ort: Any, fit: Fit, options: Mapping[str, str]) -> Any:
+        """Without its libraries the provider is left out, and what is told then is that all nodes go to the CPU."""
+        ort.set_default_logger_severity(FATAL)
+        said = _loaded_libraries(ort)
+
+        def opened(*allowed: str) -> Any:
+            return ort.InferenceSession(
+                str(self._model), session_options(ort, fit, allowed), providers=[CUDA], provider_options=[options],
+                enable_fallback=0,
+            )  # fmt: skip
+
+        try:
+            return opened(CUDA)
+        except self._kinds as error:
+            if ON_CPU not in str(error) or CUDA in opened(CUDA, CPU).get_providers():
+                raise
+            raise EngineError("ONNX Runtime cannot load its CUDA provider.", expected=CUDA, where=self._model,
+                              got=said or CPU, hint="pip install 'onnxruntime-gpu[cuda,cudnn]'") from error  # fmt: skip
 
     def _run(self, source: int, target: int, batch: int) -> None:
         binding = self._sessions[0].io_binding()
@@ -92,22 +112,15 @@ class CudaSession:
             clear_frames(error.__traceback__)
             if error.__cause__ is not None:
                 clear_frames(error.__cause__.__traceback__)
-            if type(error) is EngineError and "out of memory" in str(error.got):
+            if type(error) is EngineError and any(mark in str(error.got) for mark in NO_MEMORY):
                 raise OutOfMemory(what, got=error.got, where=self._model, hint=NO_ROOM) from error.__cause__
             raise
 
 
-def _check_options(session: Any, options: Mapping[str, str], model: Path, said: str) -> None:
-    """The provider is there (else its libraries were not found), with every option that was set."""
+def _check_options(session: Any, options: Mapping[str, str], model: Path) -> None:
+    """The provider has every option that was set."""
     session.disable_fallback()
-    try:
-        check_read_back(session, (CUDA,), model)
-    except PrecisionMismatch:
-        raise
-    except EngineError as error:
-        raise EngineError("ONNX Runtime cannot load its CUDA provider.", expected=CUDA, where=model,
-                          got=said or ", ".join(session.get_providers()),
-                          hint="install the CUDA and cuDNN that onnxruntime-gpu names")  from error  # fmt: skip
+    check_read_back(session, (CUDA,), model)
     found = session.get_provider_options()[CUDA]
     for name, value in options.items():
         if found.get(name) != value:

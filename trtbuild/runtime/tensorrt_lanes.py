@@ -147,7 +147,7 @@ class Slot:
 
     def _arrays(self, rows: int) -> list[Batch]:
         """Page-locked input and output of `rows` patches; nothing may be under way."""
-        if not self._pinned or len(self._pinned[0].array) < rows:
+        if len(self._pinned) < len(self._patches) or len(self._pinned[0].array) < rows:
             self._unpin()
             for patch in self._patches:
                 self._pinned.append(self._slots.device.pinned((rows, *patch)))
