@@ -2,8 +2,8 @@
 
 What would go wrong in silence on a GPU is noted in `faults`: work in a thread where no context is current, memory that
 is freed while work is under way, or used after that, copies beyond the end or from memory that is not page-locked,
-streams and memory that nobody gave back, memory that goes before a graph that holds its address. Fresh and freed memory
-is full of NaN.
+streams and memory that nobody gave back, memory that goes before a graph that holds its address, one GPU's streams and
+memory where another one is current. Fresh and freed memory is full of NaN.
 """
 
 from __future__ import annotations
@@ -75,8 +75,11 @@ class Cuda(ModuleType):
 
     Error, MemoryError, LogicError, LaunchError = Error, MemoryError, LogicError, LaunchError
 
-    def __init__(self, *, name: str = "Test GPU", capability: tuple[int, int] = (8, 6), memory: int = 1 << 30) -> None:
+    def __init__(
+        self, *, name: str = "Test GPU", capability: tuple[int, int] = (8, 6), memory: int = 1 << 30, gpus: int = 1
+    ) -> None:
         super().__init__("pycuda.driver")
+        self.gpus = gpus
         self.__spec__ = ModuleSpec("pycuda.driver", None)
         self.faults: list[str] = []
         self.device_name, self.capability, self.memory = name, capability, memory
@@ -111,7 +114,7 @@ class Cuda(ModuleType):
 
     def mem_get_info(self) -> tuple[int, int]:
         self.need_context("cuMemGetInfo")
-        return self.memory - sum(each.size for each in self.live.values()), self.memory
+        return self.memory - self.taken(), self.memory
 
     def module_from_buffer(self, content: bytes) -> _Module:
         self.need_context("cuModuleLoadDataEx")
@@ -126,7 +129,7 @@ class Cuda(ModuleType):
         if size < 1:
             raise LogicError("cuMemAlloc failed: invalid argument")
         self._count_allocation("cuMemAlloc")
-        if sum(each.size for each in self.live.values()) + size > self.memory:
+        if self.taken() + size > self.memory:
             raise MemoryError("cuMemAlloc failed: out of memory")
         return DeviceAllocation(self, size)
 
@@ -173,12 +176,24 @@ class Cuda(ModuleType):
         entries: list[Any] = self.stacks.entries
         return entries
 
+    def gpu(self) -> int:
+        """Whose context is current in this thread."""
+        return int(self.stack()[-1].index)
+
+    def need_gpu(self, index: int, what: str) -> None:
+        if self.stack() and self.gpu() != index:
+            self.fault(f"{what} of GPU {index} where GPU {self.gpu()} is current")
+
+    def taken(self) -> int:
+        """Bytes of the current GPU."""
+        return sum(each.size for each in list(self.live.values()) if each.gpu == self.gpu())
+
     def fault(self, text: str) -> None:
         self.faults.append(text)
 
     def at(self, address: int, nbytes: int) -> NDArray[np.uint8]:
         """The bytes of device memory; an address that is not in live memory stops the work, as a GPU does."""
-        for start, allocation in self.live.items():
+        for start, allocation in list(self.live.items()):  # other threads go on
             if start <= address and address + nbytes <= start + allocation.size:
                 return allocation.content[address - start : address - start + nbytes]
         self.fault(f"an illegal address: {nbytes} bytes at {address:#x}")
@@ -189,6 +204,7 @@ class Cuda(ModuleType):
         if stream not in self.streams:
             self.fault(f"no such stream: {stream:#x}")
             raise LogicError("invalid resource handle")
+        self.need_gpu(self.streams[stream].gpu, "a stream")
         self.streams[stream].add(work, addresses, None, owner)
 
     def captures(self, stream: int) -> bool:
@@ -218,6 +234,7 @@ class Cuda(ModuleType):
             self.fault("the default stream is used")
             raise LogicError("no stream")
         queue: _Queue = stream.queue
+        self.need_gpu(queue.gpu, "a stream")
         return queue
 
     def _count_allocation(self, what: str) -> None:
@@ -258,10 +275,14 @@ class _Queue:
         self.cuda = cuda
         self.work: list[Work] = []
         self.capture: Capture | None = None
+        self.gpu = cuda.gpu()
 
     def add(self, run: Callable[[], None], addresses: set[int], array: Any = None, owner: Any = None) -> None:
         work = Work(run, addresses, array, owner)
         with self.cuda.lock:
+            for allocation in list(self.cuda.live.values()):
+                if allocation.gpu != self.gpu and any(allocation.holds(address) for address in addresses):
+                    self.cuda.fault(f"memory of GPU {allocation.gpu} on a stream of GPU {self.gpu}")
             if self.capture is not None:
                 self.capture.work.append(work)
                 return
@@ -303,25 +324,26 @@ class _Queue:
 
 class DeviceAllocation:
     def __init__(self, cuda: Cuda, size: int) -> None:
-        self._cuda, self.size = cuda, size
+        self._cuda, self.size, self.gpu = cuda, size, cuda.gpu()
         self.content = np.full(size, NAN, dtype=np.uint8)
         self._address, self._freed = self.content.ctypes.data, False
         cuda.live[self._address] = self
-        cuda.peak = max(cuda.peak, sum(each.size for each in cuda.live.values()))
+        cuda.peak = max(cuda.peak, cuda.taken())
 
     def __int__(self) -> int:
         return self._address
 
-    def _holds(self, address: int) -> bool:
+    def holds(self, address: int) -> bool:
         return self._address <= address < self._address + self.size
 
     def free(self) -> None:
         self._cuda.need_context("cuMemFree")
+        self._cuda.need_gpu(self.gpu, "memory")
         if self._freed:
             raise LogicError("device_allocation::free failed: invalid resource handle")
         self._cuda.need_no_capture("cuMemFree")
-        for queue in self._cuda.streams.values():
-            if any(self._holds(address) for work in queue.work for address in work.addresses):
+        for queue in list(self._cuda.streams.values()):
+            if any(self.holds(address) for work in queue.work for address in work.addresses):
                 self._cuda.fault("device memory was freed while work on it is under way")
         if self._cuda.held_by_graphs(self._address, self.size):
             self._cuda.fault("device memory was freed before a graph that holds its address")
@@ -355,7 +377,7 @@ class PagelockedHostAllocation:
         if self._freed:
             raise LogicError("pagelocked_host_allocation::free failed: invalid resource handle")
         self._cuda.need_no_capture("cuMemFreeHost")
-        for queue in self._cuda.streams.values():
+        for queue in list(self._cuda.streams.values()):
             if any(work.array is not None and self.holds(work.array.ctypes.data, 1) for work in queue.work):
                 self._cuda.fault("page-locked memory was freed while a copy is under way")
         self._freed = True
@@ -419,12 +441,13 @@ class _Device:
     def __init__(self, index: int) -> None:
         if not self.cuda.initialised:
             raise LogicError("cuDeviceGet failed: initialization error")
-        if index != 0:
+        if not 0 <= index < self.cuda.gpus:
             raise LogicError("cuDeviceGet failed: invalid device ordinal")
+        self.index = index
 
     @classmethod
     def count(cls) -> int:
-        return 1
+        return cls.cuda.gpus
 
     def name(self) -> str:
         return self.cuda.device_name
@@ -436,15 +459,18 @@ class _Device:
         return self.cuda.memory
 
     def retain_primary_context(self) -> Any:
-        return self.cuda.Context()
+        return self.cuda.Context(self.index)
 
     def make_context(self, flags: int = 0) -> Any:
         self.cuda.fault("a context that is not the primary one")
-        return self.cuda.Context()
+        return self.cuda.Context(self.index)
 
 
 class _Context:
     cuda: Cuda
+
+    def __init__(self, index: int = 0) -> None:
+        self.index = index
 
     def push(self) -> None:
         self.cuda.stack().append(self)
@@ -460,7 +486,8 @@ class _Context:
         cls.cuda.need_context("cuCtxSynchronize")
         cls.cuda.need_no_capture("cuCtxSynchronize")
         for queue in list(cls.cuda.streams.values()):
-            queue.run()
+            if queue.gpu == cls.cuda.gpu():
+                queue.run()
 
 
 class _Stream:
@@ -498,10 +525,12 @@ class _Event:
     def __init__(self, flags: int = 0) -> None:
         self.cuda.need_context("cuEventCreate")
         self.cuda.events += 1
+        self.gpu = self.cuda.gpu()
         self.places: list[_Place] = []
 
     def record(self, stream: Any = None) -> None:
         self.cuda.need_context("cuEventRecord")
+        self.cuda.need_gpu(self.gpu, "an event")
         place = _Place(self.cuda._queue(stream))
         place.queue.add(place.reach, set())
         self.places = [place]

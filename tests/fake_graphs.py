@@ -89,7 +89,9 @@ class Driver(ModuleType):
 
     def _queue(self, stream: Any) -> Any:
         assert isinstance(stream, real.CUstream)
-        return self.cuda.streams[int(stream)]
+        queue = self.cuda.streams[int(stream)]
+        self.cuda.need_gpu(queue.gpu, "a stream")
+        return queue
 
     def _gone(self, kind: dict[int, Any], number: int) -> None:
         if kind.pop(number, None) is None:

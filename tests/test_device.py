@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_cuda import Cuda, LaunchError, LogicError, installed
+from fake_cuda import CUBIN, Cuda, LaunchError, LogicError, installed
 
 import trtbuild.runtime.device
 from trtbuild.errors import EngineError, MissingExtra, OutOfMemory
 from trtbuild.runtime.device import Device, opened_device
+from trtbuild.runtime.device_parts import Closable
 
 
 @pytest.fixture
@@ -148,6 +151,22 @@ def test_closing_twice_is_allowed_and_waits_for_work(cuda: Cuda) -> None:
         stream.synchronize()  # nothing is under way
         with pytest.raises(AttributeError):
             _ = host.array
+
+
+def test_what_was_closed_is_not_kept_by_its_device(cuda: Cuda) -> None:
+    """Every case takes events, graphs and memory anew."""
+    with opened_device() as device:
+        kept = list(_closed(device))
+        gc.collect()
+        assert [reference() for reference in kept] == [None] * 6
+
+
+def _closed(device: Device) -> Iterator[weakref.ref[Closable]]:
+    stream = device.stream()
+    graph = device.graph(stream, lambda: None)
+    for each in (graph, stream, device.event(), device.buffer(4), device.pinned((1,)), device.module(CUBIN)):
+        each.close()
+        yield weakref.ref(each)
 
 
 def test_a_lack_of_device_memory_is_an_error_of_its_own(cuda: Cuda) -> None:

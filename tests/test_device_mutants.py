@@ -72,7 +72,8 @@ MUTANTS = {
     "no second run": ("attempts", SHORT, "except ZeroDivisionError as error:"),
     "another run after any error": ("attempts", SHORT, "except EngineError as error:"),
     "a second run in silence": ("attempts", '        report(f"The GPU had', '        str(f"The GPU had'),
-    "a limit that is not kept": ("attempts", "free if limit is None else min(free, limit)", "free"),
+    "a limit that is not kept": ("attempts", "if allowed - all_of_them < free - missing:", "if False:"),
+    "float16 in silence": ("attempts", "report(IN_HALF)", "str(IN_HALF)"),
 }
 """What is wrong, in which module of the device path, and what is replaced by what."""
 
@@ -166,8 +167,9 @@ def check_memory() -> None:
             assert_same(one.on_device(), on_cpu("mirrored"))
             assert len(one.notes) == 1
             cuda.peak = 0
-            one.on_device(limit=plans[-1].nbytes)
+            one.on_device(limit=plans[-1].nbytes + 100)
             assert cuda.peak == plans[-1].nbytes
+            assert len(one.notes) == 2, "it is float16"
         with opened_bench(cuda, EXAMPLES["mirrored"], activations=100) as one:
             cuda.memory, cuda.peak = plans[0].nbytes + 99, 0
             one.on_device()

@@ -122,6 +122,7 @@ def check_stopped(bench: Bench, stop_at: int) -> None:
 def test_what_is_not_finite_stops_the_case_at_its_row(cuda: Cuda, at: int) -> None:
     with opened_bench(cuda, LONG) as bench:
         check_bad_call(bench, at)
+        assert_same(bench.on_device(), bench.on_cpu())  # the next case is told nothing of it
 
 
 def check_bad_call(bench: Bench, at: int) -> None:

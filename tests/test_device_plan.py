@@ -147,6 +147,19 @@ def test_activations_are_counted_until_the_engines_have_them(cuda: Cuda, small_g
             assert cuda.peak == expected.nbytes
 
 
+def test_activations_count_against_a_limit_whenever_they_were_taken(cuda: Cuda, small_grains: None) -> None:
+    """Whether a case is summed in float16 must not depend on which case was the first."""
+    with opened_bench(cuda, EXAMPLES["folds"], activations=1000) as one:
+        one.gpu.contexts.reserve(500)
+        least = one.plans()[-1].nbytes
+        for _ in range(2):
+            one.notes.clear()
+            one.on_device(limit=least + 3500)
+            assert one.notes == []
+            one.on_device(limit=least + 3499)
+            assert one.notes == [IN_HALF]
+
+
 def test_what_is_left_after_a_plan_that_fits_is_smaller(cuda: Cuda, small_grains: None) -> None:
     with opened_bench(cuda, EXAMPLES["mirrored"]) as one:
         plans = one.plans()

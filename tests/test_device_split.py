@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from specs import make_spec
+from test_tiles import image
 
 from trtbuild.errors import Cancelled, EngineError, NonFinite, OutOfMemory
 from trtbuild.runtime import Member, Prediction, Progress, device_parallel
@@ -28,7 +28,7 @@ from trtbuild.runtime.device_split_parts import parts_of_case
 from trtbuild.runtime.on_device import OnDevice
 from trtbuild.runtime.predictor import Clock, case_logits, prediction_from_prepared
 from trtbuild.runtime.tiles import TilePlan, tile_plan
-from trtbuild.volume import Prepared
+from trtbuild.volume import Prepared, prepared_from_array
 from trtbuild.volume.back import Logits
 
 PATIENCE = 60.0
@@ -83,38 +83,25 @@ class Bench:
 Opened = Callable[..., Bench]
 
 
-class Calm(dict[Any, Any]):
-    """May change in one thread while another walks through it."""
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(list(super().keys()))
-
-    def items(self) -> Any:
-        return list(super().items())
-
-    def values(self) -> Any:
-        return list(super().values())
-
-
 @pytest.fixture
 def cuda() -> Iterator[Cuda]:
-    """A fake GPU, which must be as it was after the test."""
+    """Several fake GPUs, which must be as they were after the test."""
     with fake_gpu() as fake:
-        fake.live, fake.streams = Calm(), Calm()
+        fake.gpus = 8
         yield fake
         check_unharmed(fake)
 
 
 @pytest.fixture
 def bench(cuda: Cuda) -> Iterator[Opened]:
-    """Opens GPUs; each has a stream, kernels and engines of its own, in the memory of the one fake device."""
+    """Opens GPUs; each has memory, a stream, kernels and engines of its own."""
     with ExitStack() as stack:
 
         def opened(example: Example, count: int = 2, limit: int | None = None) -> Bench:
             sizes = {"batch": example.batch, "smallest": example.smallest}
             places, all_runners = [], []
-            for _ in range(count):
-                gpu = stack.enter_context(opened_gpu(stack.enter_context(opened_device()), CUBIN, SMALL_STAGING))
+            for number in range(count):
+                gpu = stack.enter_context(opened_gpu(stack.enter_context(opened_device(number)), CUBIN, SMALL_STAGING))
                 runners = tuple(
                     FakeEngine(example.spec, cuda, fold=fold, kind=example.kind, **sizes)
                     for fold in range(example.folds)
@@ -283,7 +270,7 @@ def test_a_gpu_that_fails_is_named_and_stops_the_others(
         runner.batches.clear()
     one.runners[broken][0].fail_at = 1
     known = threading.Event()
-    enqueue, named = FakeEngine.enqueue, device_parallel._named
+    enqueue, named = FakeEngine.enqueue, device_parallel.named_error
 
     def waiting(self: FakeEngine, source: int, target: int, stream: int, batch: int) -> None:
         assert self not in other or known.wait(PATIENCE)
@@ -296,21 +283,30 @@ def test_a_gpu_that_fails_is_named_and_stops_the_others(
     parts = parts_of_case(_plan(LONG), LONG.spec, 2)
     with monkeypatch.context() as patch:
         patch.setattr(FakeEngine, "enqueue", waiting)
-        patch.setattr(device_parallel, "_named", noted)
+        patch.setattr(device_parallel, "named_error", noted)
         with pytest.raises(EngineError, match="TensorRT failed") as caught:
             one.split()
-    assert f"slices {parts[broken].first} to {parts[broken].last} on Test GPU" in str(caught.value.where)
+    assert f"GPU {broken}, slices {parts[broken].first} to {parts[broken].last}" in str(caught.value.where)
     assert sum(len(runner.batches) for runner in other) < sum(calls)
     _check_ended()
     assert_same(one.split(), expected)
 
 
 def test_a_network_that_gives_nan_on_one_gpu_stops_the_case(bench: Opened) -> None:
-    one = bench(LONG)
-    one.runners[1][1].bad_at = 2
-    with pytest.raises(NonFinite, match="slices 16 to 40") as caught:
-        one.split()
+    """The voxel of which it makes NaN is in windows of the second alone; they are named as on the first alone."""
+    voxels = image(LONG.shape)
+    voxels[0, 30, 3, 3] = 1e6
+    prepared = prepared_from_array(voxels, LONG.spacing, LONG.spec)
+    texts = []
+    for count in (1, 2):
+        one = bench(LONG, count)
+        for runner in (runner for runners in one.runners for runner in runners):
+            runner.poison = 1e5
+        with pytest.raises(NonFinite) as caught:
+            one.split(prepared=prepared)
+        texts.append(str(caught.value.where))
     assert isinstance(caught.value.__cause__, NonFinite)
+    assert texts[1] == f"GPU 1, slices 16 to 40: {texts[0]}"
 
 
 def test_a_case_that_holds_nan_is_refused(bench: Opened) -> None:

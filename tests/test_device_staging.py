@@ -106,6 +106,14 @@ def test_the_device_copies_while_the_host_does(gpu: Gpu, cuda: Cuda, how: str, m
     buffer.close()
 
 
+def test_what_the_copies_took_is_given_back_with_the_gpu(cuda: Cuda) -> None:
+    """Though the device stays open."""
+    with opened_device() as device:
+        with opened_gpu(device, CUBIN, STAGING):
+            assert cuda.events
+        assert cuda.leaks() == []
+
+
 def test_a_gpu_that_fails_meanwhile_is_told(gpu: Gpu, cuda: Cuda) -> None:
     array, buffer = np.arange(60, dtype=np.float32), gpu.device.buffer(240)
     for copy in (lambda: gpu.upload(buffer, array), lambda: gpu.download(array, buffer)):

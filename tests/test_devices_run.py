@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,6 @@ from device_samples import check_unharmed, fake_gpu
 from fake_cuda import Cuda
 from null_bundles import END, FIRST, SECOND, SPEC, write_cases
 from reference import segmentation_from_file
-from test_device_split import Calm
 
 from trtbuild.cli import run
 from trtbuild.config import PredictConfig
@@ -28,11 +28,10 @@ PATIENCE = 60.0
 
 
 @pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cuda]:
-    """Two fake GPUs with one memory, which must be as they were after the test."""
+def cuda() -> Iterator[Cuda]:
+    """Several fake GPUs, which must be as they were after the test."""
     with fake_gpu() as fake:
-        fake.live, fake.streams = Calm(), Calm()
-        monkeypatch.setattr(fake, "Device", type("Device", (fake.Device,), {"__init__": lambda self, index: None}))
+        fake.gpus = 8
         yield fake
         check_unharmed(fake)
 
@@ -128,10 +127,70 @@ def test_the_logits_of_a_shared_case_count_on_the_host(tmp_path: Path, engines: 
     assert network_bytes((0, 1)) == alone
 
 
-def test_a_gpu_that_fails_is_named(
+def record_of(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / RECORD).read_bytes())["trtbuild"]
+    return found
+
+
+def test_how_many_gpus_shared_a_case_and_their_memory_stand_in_the_record(
+    tmp_path: Path, engines: list[NamedEngine], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sums round otherwise where the GPUs' windows meet, and little memory makes them float16."""
+    bundle, images = device_bundle(tmp_path / "b.trtb"), write_cases(tmp_path / "images", "a")
+    out = tmp_path / "out"
+    both = words(bundle, images, out, "0,1")
+    assert run(both) == 0
+    assert record_of(out)["gpus_per_case"] == 2
+    assert run([*both, "--continue_prediction"]) == 0
+    for key, changed in (
+        ("gpus_per_case", words(bundle, images, out, "0")),
+        ("gpus_per_case", words(bundle, images, out, "0,1,2")),
+        ("device_memory", [*both, "--max-device-memory", "1G"]),
+    ):
+        capsys.readouterr()
+        assert run([*changed, "--continue_prediction"]) == 1
+        assert key in capsys.readouterr().err
+    write_cases(tmp_path / "images", "b")
+    assert run(both) == 0
+    assert record_of(out)["gpus_per_case"] == 1
+
+
+def test_parts_of_a_run_compute_in_one_way_however_many_cases_each_has(
+    tmp_path: Path, engines: list[NamedEngine]
+) -> None:
+    """Of three cases in two parts the second has one: its GPUs do not share it, and it may be continued with them."""
+    bundle, images = device_bundle(tmp_path / "b.trtb"), write_cases(tmp_path / "images", *"abc")
+    assert run(words(bundle, images, tmp_path / "one", "0")) == 0
+    for part in "01":
+        more = ["-num_parts", "2", "-part_id", part, "--continue_prediction"]
+        assert run([*words(bundle, images, tmp_path / "parts", "0,1"), *more]) == 0
+    assert contents(tmp_path / "parts") == contents(tmp_path / "one")
+
+
+def test_two_gpus_that_are_not_there_are_no_reason_to_take_the_cpu(
     tmp_path: Path, engines: list[NamedEngine], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle, images = device_bundle(tmp_path / "b.trtb"), write_cases(tmp_path / "images", *"abcd")
+    """`auto` takes the CPU where nobody names a GPU, and says why; here the user did."""
+    monkeypatch.setattr("trtbuild.runtime.device.no_driver", lambda: "no driver is installed")
+    bundle, images = device_bundle(tmp_path / "b.trtb"), write_cases(tmp_path / "images", "a")
+    some = ["predict", str(bundle), "-i", str(images), "-npp", "0"]
+    for number, devices in enumerate(("0,1", "1,0", "1")):
+        out = tmp_path / str(number)
+        assert run([*some, "-o", str(out), "--devices", devices]) == 1
+        assert "no driver is installed" in capsys.readouterr().err
+        assert not list(out.glob(f"*{END}"))
+    assert run([*some, "-o", str(tmp_path / "cpu")]) == 0
+    assert "no driver is installed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("cases", ["a", "abcd"])
+def test_a_gpu_that_fails_is_named(
+    tmp_path: Path, engines: list[NamedEngine], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    cases: str,
+) -> None:  # fmt: skip
+    """Whether it has a case of its own, or a part of the only one."""
+    bundle = device_bundle(tmp_path / "b.trtb")
+    images = write_cases(tmp_path / "images", *cases, shape=(30, 14, 11))
     failed = threading.Event()
     enqueue = NamedEngine.enqueue
 

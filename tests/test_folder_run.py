@@ -396,7 +396,8 @@ def test_ctrl_c_ends_with_130_with_whole_cases_and_without_an_orphan(bundles: Pa
 
 
 KEYS = ["version", "bundle", "networks", "backends", "precisions", "step_size", "mirroring", "save_probabilities",
-        "weights", "vote", "disagreement", "dicom_seg", "max_memory", "postprocessing", "previous_stage"]  # fmt: skip
+        "weights", "vote", "disagreement", "dicom_seg", "max_memory", "device_memory", "gpus_per_case",
+        "postprocessing", "previous_stage"]  # fmt: skip
 
 
 @pytest.mark.parametrize("key", KEYS)

@@ -152,7 +152,7 @@ def gpu() -> Iterator[Gpu]:
 @pytest.mark.parametrize("job", list(kernel_jobs.jobs(SMALL)), ids=lambda job: job.name)
 def test_every_kernel_runs_inside_its_arrays_and_moves_what_is_counted(gpu: Gpu, job: kernel_jobs.Job) -> None:
     """The fake GPU ends the work at a wrong address."""
-    found = kernels.bandwidth(gpu, Marks(gpu), job, 2)
+    found = kernels.bandwidth(gpu, Marks(gpu), job, lambda: None, 2)
     assert found == pytest.approx(job.nbytes / 0.1)
     large = sorted((array if isinstance(array, int) else array.nbytes for array in job.arrays), reverse=True)[:2]
     assert min(large) < job.nbytes <= 3 * max(large)
@@ -169,7 +169,22 @@ def test_all_kernels_of_the_issue_are_measured() -> None:
 
 
 def test_kernels_are_a_share_of_the_copy(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    zeroed: list[int] = []
+    zero, repeated = gpu.stream.zero, kernels.repeated
+
+    def counted_zero(buffer: Any, nbytes: int) -> None:
+        zeroed.append(nbytes)
+        zero(buffer, nbytes)
+
+    def watched(marks: Any, work: Any, before: Any, repeats: int) -> Any:
+        zeroed.clear()
+        before()
+        assert zeroed == [SMALL.copy], "what fills the cache and keeps the GPU busy"
+        return repeated(marks, work, before, repeats)
+
     monkeypatch.setattr(kernels, "copy_bandwidth", lambda *arguments: 1e5)
+    monkeypatch.setattr(kernels, "repeated", watched)
+    monkeypatch.setattr(gpu.stream, "zero", counted_zero)
     rows = list(kernels.rows_of_kernels(gpu, Marks(gpu), SMALL))
     assert (rows[0].name, rows[0].value, rows[0].unit) == ("copy within the card", 1e-4, "GB/s")
     gather = rows[1]
@@ -202,9 +217,10 @@ def test_time_is_that_between_events_on_the_stream(gpu: Gpu, monkeypatch: pytest
     found.forget()
     assert cuda.events == before
     order.clear()
-    calls = count()
-    assert events.repeated(found, lambda: next(calls) and None, 3) == pytest.approx([0.001] * 3)
-    assert next(calls) == 5, "two warm-ups"
+    calls: list[str] = []
+    times = events.repeated(found, lambda: calls.append("work"), lambda: calls.append("before"), 3)
+    assert times == pytest.approx([0.001] * 3), "between the marks beside the work"
+    assert calls == ["before", "work"] * 5, "two warm-ups"
     assert cuda.events == before
 
 
@@ -218,7 +234,7 @@ def test_the_copy_counts_bytes_that_are_read_and_written(gpu: Gpu, monkeypatch: 
 
     cuda = gpu.device.cuda
     monkeypatch.setattr(cuda, "memcpy_dtod_async", memcpy_dtod_async, raising=False)
-    assert kernels.copy_bandwidth(gpu, Marks(gpu), 4096, 3) == pytest.approx(2 * 4096 / 0.1)
+    assert kernels.copy_bandwidth(gpu, Marks(gpu), 4096, lambda: None, 3) == pytest.approx(2 * 4096 / 0.1)
     assert copies == [4096] * 5
 
 
@@ -392,7 +408,9 @@ CONTRACT = "failed: contract of ONNX Runtime's CUDA provider"
 
 
 def row_of(report: str, name: str) -> Row:
-    (row,) = [row for row in gpu_tests.rows_of_tests(report) if row.name == name]
+    files = {file for file, _ in targets.TESTS}
+    rows = gpu_tests.rows_of_tests(dict.fromkeys(files, report), dict.fromkeys(files, "exit code 5: no tests ran"))
+    (row,) = [row for row in rows if row.name == name]
     return row
 
 
@@ -416,7 +434,26 @@ def test_one_skipped_test_keeps_its_group_from_being_met() -> None:
     row = row_of(report, "failed: contract of TensorRT")
     assert (row.verdict, row.note) == ("not run", "1 passed; 1 skipped: no TensorRT")
     assert row_of(report, "failed: contract of TensorRT-RTX").verdict == "met"
-    assert row_of(report, CONTRACT).note == "no such test was found"
+    assert row_of(report, CONTRACT).note == "exit code 5: no tests ran"
+
+
+def test_a_process_that_ends_leaves_its_file_not_run_and_the_others_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files: list[str] = []
+
+    def run(command: list[str]) -> Any:
+        files.append(command[-1])
+        if command[-1] == "tests/test_gpu_cases.py":
+            return subprocess.CompletedProcess(command, -11, stdout="", stderr="Fatal Python error")
+        (tmp_path / f"{Path(command[-1]).stem}.xml").write_text(junit(one("t[onnxruntime-cuda-f32]")))
+        return subprocess.CompletedProcess(command, 0, stdout="", stderr="")
+
+    monkeypatch.setattr(measure, "_run", run)
+    rows = {row.name: row for row in measure.tests_part(tmp_path)}
+    assert rows["failed: parity with nnU-Net, float32 engine"].note == "exit code -11: Fatal Python error"
+    assert rows[CONTRACT].verdict == "met"
+    assert sorted(files) == sorted({f"tests/{file}.py" for file, _ in targets.TESTS}), "each once"
 
 
 @pytest.mark.parametrize(
@@ -446,12 +483,13 @@ def test_every_file_with_tests_for_a_gpu_is_in_the_table() -> None:
 def test_every_group_of_a_file_has_tests(tmp_path: Path) -> None:
     if no_driver() is None:
         pytest.skip("they would run")
-    files = sorted({f"tests/{file}.py" for file, part in targets.TESTS if part})
-    _, report = measure._pytest([], files, tmp_path / "report.xml")
-    rows = [row for row, (_, part) in zip(gpu_tests.rows_of_tests(report), targets.TESTS, strict=True) if part]
-    for row in rows:
-        assert row.verdict == "not run"
-        assert "no NVIDIA driver" in row.note
+    groups = {file: [part for name, part in targets.TESTS if name == file] for file, part in targets.TESTS if part}
+    for file, parts in groups.items():
+        _, report = measure._pytest([], file, tmp_path / f"{file}.xml")
+        for part in parts:
+            found = gpu_tests.counted(report, file, part)
+            assert not found.passed
+            assert set(found.skipped) == {f"GPU engines cannot run here: {no_driver()}."}
 
 
 # --- what is missing
@@ -552,6 +590,8 @@ KERNEL_TEST = one("test_the_kernels", file="tests.test_kernels_on_gpu")
     [
         (0, junit(KERNEL_TEST), "met"),
         (measure.FOUND, junit(KERNEL_TEST), "missed"),
+        (measure.FOUND, junit(one("t", FAILED, "tests.test_kernels_on_gpu")), "missed"),
+        (measure.FOUND, "", "missed"),
         (1, junit(one("t", FAILED, "tests.test_kernels_on_gpu")), "not run"),
         (0, junit(one("t", SKIPPED, "tests.test_kernels_on_gpu")), "not run"),
         (0, "", "not run"),
@@ -602,3 +642,15 @@ def test_the_command_ends_with_1_unless_every_target_was_met(
     assert done.exit_code == code, done.output
     assert f"| {row.verdict} |" in done.output
     assert (tmp_path / "gpu.jsonl").is_file()
+
+
+def test_only_the_parts_that_were_asked_for_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {name: Row(part=name, name="n", value=1.0, limit=1.0) for name in ("kernels", "share", "tests")}
+    monkeypatch.setattr(measure, "why_not", lambda: None)
+    monkeypatch.setattr(measure, "machine", lambda: MACHINE)
+    parts = {name: lambda work, row=row: [row] for name, row in rows.items()}
+    monkeypatch.setattr(measure, "PARTS", parts)
+    done = CliRunner().invoke(measure.main, ["--results", str(tmp_path), "--only", "kernels", "--only", "share"])
+    assert done.exit_code == 0, done.output
+    lines = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
+    assert [line["part"] for line in lines[1:]] == ["kernels", "share"]

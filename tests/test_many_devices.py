@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -28,6 +29,7 @@ from trtbuild.atomic import PREFIX
 from trtbuild.config import PredictConfig
 from trtbuild.errors import Cancelled, EngineError, InputError, NonFinite, OutputError, TrtbuildError
 from trtbuild.runtime import Prediction, Progress, Settings
+from trtbuild.runtime.device_parallel import at_once
 from trtbuild.runtime.memory import CaseBytes
 from trtbuild.steps.folder_run import cases as cases_module
 from trtbuild.steps.folder_run import flow, opened, worker_main, writing
@@ -505,7 +507,7 @@ def test_the_engines_of_every_gpu_count(
 ) -> None:
     """The engines of GPU 1 will take more than the limit on the host, those of GPU 0 nothing."""
     growth = {0: 0, 1: 1 << 50}
-    monkeypatch.setattr(cases_module, "_growth", lambda predictor: growth[predictor.device])
+    monkeypatch.setattr(cases_module, "host_growth", lambda predictor: growth[predictor.device])
     base = config(bundles, images, tmp_path / "out", max_memory=1 << 45)
     assert set(states(predict_cases(base)).values()) == {"failed"}
     growth[1] = 0
@@ -721,6 +723,95 @@ def test_ctrl_c_while_the_gpus_work_ends_them_all(
     check_stopped(tmp_path / "out", expected, base)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signal for one thread")
+def test_what_the_gpus_use_outlives_them_however_often_ctrl_c_comes() -> None:
+    """A thread goes on through three, each once the one before has been heard, and is waited for."""
+    main, heard, over, ended = threading.main_thread().ident or 0, threading.Semaphore(0), threading.Event(), [False]
+
+    def note(number: int, frame: Any) -> None:
+        if not over.is_set():
+            raise KeyboardInterrupt
+
+    def work() -> None:
+        for _ in range(3):
+            signal.pthread_kill(main, signal.SIGINT)
+            while not heard.acquire(timeout=0.1):  # one that comes just before a thread begins to wait is not seen
+                if over.is_set():
+                    return
+                signal.pthread_kill(main, signal.SIGINT)
+        over.set()
+        ended[0] = True
+
+    def interrupted() -> None:
+        with at_once([work], lambda error: heard.release()):
+            threading.Event().wait(PATIENCE)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+        assert ended == [True]
+    finally:
+        over.set()
+        signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_while_the_threads_are_started_lets_none_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes when the second has been started and nobody has been told."""
+    submit, begun, stopped = ThreadPoolExecutor.submit, list[int](), list[BaseException]()
+    calls = iter((False, True))
+
+    def submitted(self: ThreadPoolExecutor, *arguments: Any) -> Future[Any]:
+        future = submit(self, *arguments)
+        if next(calls):
+            raise KeyboardInterrupt
+        return future
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", submitted)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        at_once([partial(begun.append, 0), partial(begun.append, 1)], stopped.append),
+    ):
+        pytest.fail("the block runs without its threads")
+    assert begun == []
+    assert len(stopped) == 1
+
+
+DEADLY = """
+import os, signal
+from trtbuild.volume import io
+
+named = io.reader_named
+
+class Deadly:
+    def __init__(self, reader):
+        self.reader = reader
+    def __getattr__(self, name):
+        return getattr(self.reader, name)
+    def read_image(self, files, channels):
+        if files[0].name[0] in "ac":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.reader.read_image(files, channels)
+
+io.reader_named = lambda name: Deadly(named(name))
+"""
+"""A start-up file of the processes that read: they die over the cases a and c, whose headers they can read."""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_a_process_that_dies_while_the_gpus_wait_for_it_fails_its_own_case(
+    bundles: Path, images: Path, tmp_path: Path, diary: Diary, monkeypatch: pytest.MonkeyPatch,
+    expected: dict[str, bytes],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(cases_module, "open_workers", open_workers)
+    (tmp_path / "sitecustomize.py").write_text(DEADLY)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])]))
+    summary = predict_cases(config(bundles, images, tmp_path / "out"))
+    assert states(summary) == dict.fromkeys("abcde", "done") | dict.fromkeys("ac", "failed")
+    assert all("SIGKILL while reading" in str(outcome.error) for outcome in summary.failed)
+    assert contents(tmp_path / "out") == {n: b for n, b in expected.items() if n[0] not in "ac" or n[1:] != END}
+
+
 @pytest.mark.parametrize("beside", [0, 1])
 def test_a_full_disk_ends_the_run_with_whole_files_only(
     bundles: Path, images: Path, tmp_path: Path, diary: Diary, monkeypatch: pytest.MonkeyPatch,
@@ -785,6 +876,29 @@ def test_gpus_that_would_run_other_engines_are_refused(
     with ExitStack() as stack, pytest.raises(EngineError, match="same engines") as caught:
         opened_predictors(config(bundles, images, tmp_path / "out"), stack)
     assert caught.value.where == "GPU 1"
+
+
+def test_gpus_of_two_kinds_are_refused(
+    bundles: Path, images: Path, tmp_path: Path, diary: Diary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same engine may round in another way on another card."""
+    on_gpu = vars(opened)["open_predictor"]
+
+    def on_card(paths: Any, *, device: int = 0, **more: Any) -> Predictor:
+        predictor: Predictor = on_gpu(paths, device=device, **more)
+        for runner in predictor.models[0].stages[0].runners:
+            info = replace(runner.describe(), device=f"card {device // 2}")
+            monkeypatch.setattr(runner, "describe", lambda info=info: info)
+        return predictor
+
+    monkeypatch.setattr(opened, "open_predictor", on_card)
+    with ExitStack() as stack:
+        opened_predictors(config(bundles, images, tmp_path / "out", devices=(2, 3)), stack)
+        with pytest.raises(EngineError, match="same engines") as caught:
+            opened_predictors(config(bundles, images, tmp_path / "out", devices=(1, 2)), stack)
+    assert caught.value.where == "GPU 2"
+    assert "card 0" in str(caught.value.expected)
+    assert "card 1" in str(caught.value.got)
 
 
 # ---- several processes that read

@@ -508,6 +508,23 @@ def test_float16_that_a_limit_brings_is_a_warning_of_the_case(
     assert warned == [[], [IN_HALF]]
 
 
+def test_members_of_an_ensemble_keep_to_the_limit_in_float32(
+    bench: Callable[..., Bench], cuda: Cuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trtbuild.runtime.device_plan.GRAIN", 1)
+    one = bench(WHOLES["soft ensemble"])
+    expected = one.on_cpu(noise(SHAPE))
+    for limit in (130_000, 100_000):
+        with one.open("tensorrt", device_memory=limit) as predictor:
+            before = cuda.peak = sum(each.size for each in cuda.live.values())
+            found = predictor.predict_array(noise(SHAPE), SPACING)
+            assert cuda.peak - before <= limit
+        assert_same(found, expected)
+        assert all("the host prepared it" in warning for warning in found.warnings)
+    with one.open("tensorrt", device_memory=60_000) as predictor, pytest.raises(OutOfMemory, match="smallest plan"):
+        predictor.predict_array(noise(SHAPE), SPACING)
+
+
 def test_members_that_end_on_the_host_say_so_once(bench: Callable[..., Bench]) -> None:
     spec = replace(SPLINE, configuration="3d_lowres")
     one = bench(Whole(bundles=((spec, replace(SPLINE, previous_stage="3d_lowres")),)))
@@ -580,7 +597,8 @@ def values(found: DevicePrediction) -> np.ndarray:
 def test_an_image_on_the_gpu_has_the_labels_of_one_on_the_host(bench: Callable[..., Bench], name: str) -> None:
     one, data = bench(WHOLES[name]), noise(SHAPE)
     with one.open("tensorrt") as predictor, image_there(predictor, data) as there:
-        for how in ({}, {"step_size": 1.0, "mirroring": False}):
+        hows: tuple[dict[str, Any], ...] = ({}, {"step_size": 1.0, "mirroring": False})
+        for how in hows:
             expected = predictor.predict_array(data, SPACING, **how)
             for image in (Shared(array=there), Interface(array=there)):
                 found = predictor.predict_device_array(image, SPACING, **how)

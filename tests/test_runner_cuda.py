@@ -10,6 +10,7 @@ import gc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from trtbuild.errors import EngineError, OutOfMemory, PrecisionMismatch
 from trtbuild.runtime.device import opened_device
 from trtbuild.runtime.device_gpu import Gpu, opened_gpu
 from trtbuild.runtime.onnxruntime_cuda import OnnxRuntimeCudaRunner, open_onnxruntime_cuda, usable_version
+from trtbuild.runtime.onnxruntime_lanes import DeviceBatches
 from trtbuild.runtime.runner import Runner
 from trtbuild.spec import BuildRecord
 
@@ -151,6 +153,44 @@ def test_work_from_the_device_takes_no_memory_of_its_own(gpu: Gpu, ort: FakeOnnx
     with open_onnxruntime_cuda(record(), models[3], gpu=gpu) as runner:
         enqueued(runner, gpu, patches(2, 3))
         assert sum(each.size for each in ort.cuda.live.values()) == before + WEIGHTS
+
+
+def test_work_that_is_under_way_is_waited_for_before_the_session_goes(gpu: Gpu, models: dict[int, Path]) -> None:
+    """The fake GPU tells a session that is closed earlier."""
+    buffers = [gpu.device.buffer(1 << 16) for _ in range(2)]
+    with open_onnxruntime_cuda(record(), models[3], gpu=gpu) as runner:
+        gpu.stream.zero(buffers[0], 1 << 16)
+        runner.enqueue(buffers[0].address, buffers[1].address, gpu.stream.handle, 1)
+    for buffer in buffers:
+        buffer.close()
+
+
+def test_the_provider_is_opened_for_the_same_bits_and_the_least_memory(start: Open, ort: FakeOnnxruntime) -> None:
+    start(SUBJECT)
+    (session,) = ort.sessions
+    fixed = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
+    assert fixed.items() <= session.options.items()
+
+
+def test_batches_of_two_threads_use_the_memory_one_after_the_other(gpu: Gpu, models: dict[int, Path]) -> None:
+    entered: list[bool] = []
+    second = Event()
+
+    def enqueue(source: int, target: int, batch: int) -> None:
+        entered.append(True)
+        if len(entered) == 1:
+            other.start()
+            assert not second.wait(0.2), "the other call is in the middle of this one"
+        else:
+            second.set()
+
+    with open_onnxruntime_cuda(record(), models[3], gpu=gpu) as runner:
+        batches = DeviceBatches(gpu.device, gpu.stream, runner.describe(), enqueue)
+        other = Thread(target=batches.compute, args=(patches(1, 3), batches.output(1)))
+        batches.compute(patches(1, 3), batches.output(1))
+        other.join()
+        assert second.is_set()
+        batches.close()
 
 
 # --- faults

@@ -530,6 +530,16 @@ def test_a_lack_of_memory_for_activations_or_buffers_leaves_nothing_behind(start
     assert_right(runner.infer(patches(1, 3)), patches(1, 3))
 
 
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_lack_of_page_locked_memory_is_told_and_the_next_call_works(left: int, start: Open) -> None:
+    runner, fake = start()
+    assert_right(runner.infer(patches(1, 3)), patches(1, 3))
+    fake.cuda.allocations_left, fake.cuda.recovers = left, True
+    with pytest.raises(OutOfMemory, match="GPU has no memory left"):
+        runner.infer(patches(9, 3))
+    assert_right(runner.infer(patches(9, 3)), patches(9, 3))
+
+
 # --- plans that do not fit
 
 

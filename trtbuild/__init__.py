@@ -106,7 +106,7 @@ def open(  # as in gzip.open: trtbuild.open(bundle)
         disagreement: predictions also hold the entropy of the probabilities (or votes), 0 to 1.
         postprocessing: nnU-Net's postprocessing.json or .pkl in place of the bundle's own rules, False for none. None
             takes the rules of a single bundle, and none for an ensemble.
-        device: number of the GPU, for engines that need one.
+        device: number of the GPU, for engines that need one; with any but 0 nothing runs on the CPU instead.
         device_memory: bytes of its memory that a case may take; None takes what is free. A case that needs more is
             summed in float16, or is refused.
     """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any, cast
 
 from trtbuild.runtime.device_gpu import DeviceEngine, Enqueues, Gpu
@@ -66,14 +65,17 @@ def timed_engine(engine: DeviceEngine, events: Events) -> tuple[DeviceEngine, Ti
     return replace(engine, runner=cast(Enqueues, runner), capturable=False), runner
 
 
-def repeated(events: Events, work: Callable[[], None], repeats: int) -> list[float]:
-    """Seconds of each of `repeats` times, after two that do not count."""
-    work()
-    work()
-    marks = [events.mark()]
-    for _ in range(repeats):
+def repeated(events: Events, work: Callable[[], None], before: Callable[[], None], repeats: int) -> list[float]:
+    """Seconds of `work`, `repeats` times, after two that do not count; what comes `before` each is not timed.
+
+    That keeps the GPU busy until the host has begun the work, whose time is the GPU's own then, and its cache cold.
+    """
+    marks = []
+    for _ in range(repeats + 2):
+        before()
+        first = events.mark()
         work()
-        marks.append(events.mark())
-    times = [events.seconds(a, b) for a, b in pairwise(marks)]
+        marks.append((first, events.mark()))
+    times = [events.seconds(*pair) for pair in marks[2:]]
     events.forget()
     return times

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from xml.etree import ElementTree
 
@@ -23,14 +23,22 @@ class Counted:
     unread: str | None
 
 
-def rows_of_tests(junit: str) -> list[Row]:
-    """One row per group of tests, from pytest's report: all of them must have run, and none may fail."""
-    cases = list(ElementTree.fromstring(junit).iter("testcase"))
-    return [_row(target, counted(cases, *group)) for group, target in zip(TESTS, TARGETS["tests"], strict=True)]
+def rows_of_tests(reports: Mapping[str, str], ended: Mapping[str, str]) -> list[Row]:
+    """One row per group of tests: all of them must have run, and none may fail.
+
+    Args:
+        reports: pytest's, by file; empty where it wrote none.
+        ended: why, by file.
+    """
+    return [
+        _row(target, counted(reports[file], file, part), ended[file])
+        for (file, part), target in zip(TESTS, TARGETS["tests"], strict=True)
+    ]
 
 
-def counted(cases: Sequence[ElementTree.Element], file: str, part: str) -> Counted:
-    """The cases of one file with this part in their names."""
+def counted(report: str, file: str, part: str = "") -> Counted:
+    """The tests of one file with this part in their names, from pytest's report."""
+    cases = ElementTree.fromstring(report).iter("testcase") if report else ()
     passed, failed, skipped, unread = list[str](), list[str](), list[str](), None
     for case in (case for case in cases if file in _place(case)):
         name = str(case.get("name"))
@@ -48,14 +56,14 @@ def counted(cases: Sequence[ElementTree.Element], file: str, part: str) -> Count
     return Counted(passed=passed, failed=failed, skipped=skipped, unread=unread)
 
 
-def _row(target: Row, found: Counted) -> Row:
+def _row(target: Row, found: Counted, ended: str) -> Row:
     reasons = "; ".join(sorted(set(found.skipped)))
     counts = [
         f"{len(found.passed)} passed" if found.passed else "",
         f"{len(found.skipped)} skipped: {reasons}" if found.skipped else "",
         ", ".join(found.failed),
     ]
-    note = found.unread or "; ".join(text for text in counts if text) or "no such test was found"
+    note = found.unread or "; ".join(text for text in counts if text) or ended
     all_ran = not found.unread and not found.skipped and bool(found.passed)
     return replace(target, value=len(found.failed) if found.failed or all_ran else None, note=note)
 

@@ -22,7 +22,6 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import click
 from gpu_tests import counted, rows_of_tests
@@ -68,10 +67,12 @@ def machine() -> dict[str, Any]:
 
 
 def tests_part(work: Path) -> list[Row]:
-    """All tests with the marker `gpu`."""
-    files = sorted({f"tests/{file}.py" for file, _ in TESTS})
-    done, report = _pytest([], files, work / "tests.xml")
-    return rows_of_tests(report) if report else with_missing("tests", [], _reason(done))
+    """All tests with the marker `gpu`; each file in a process of its own, as a fault on the GPU ends its process."""
+    found = {file: _pytest([], file, work / f"{file}.xml") for file in dict.fromkeys(file for file, _ in TESTS)}
+    return rows_of_tests(
+        {file: report for file, (_, report) in found.items()},
+        {file: _reason(done) for file, (done, _) in found.items()},
+    )
 
 
 def sanitizer_part(tool: str) -> Part:
@@ -81,12 +82,13 @@ def sanitizer_part(tool: str) -> Part:
         if shutil.which(SANITIZER) is None:
             return with_missing(tool, [], f"{SANITIZER} is not on the PATH")
         command = [SANITIZER, "--tool", tool, "--target-processes", "all", "--error-exitcode", str(FOUND)]
-        done, report = _pytest(command, [f"tests/{KERNEL_TESTS}.py"], work / f"{tool}.xml")
-        ran = counted(list(ElementTree.fromstring(report).iter("testcase")), KERNEL_TESTS, "") if report else None
-        if done.returncode not in (0, FOUND) or ran is None or not ran.passed or ran.skipped:
-            return with_missing(tool, [], _reason(done))
-        (target,), note = TARGETS[tool], _reason(done) if done.returncode else f"{len(ran.passed)} tests"
-        return [replace(target, value=float(done.returncode == FOUND), note=note)]
+        done, report = _pytest(command, KERNEL_TESTS, work / f"{tool}.xml")
+        ran, (target,) = counted(report, KERNEL_TESTS), TARGETS[tool]
+        if done.returncode == FOUND:  # whatever became of the tests
+            return [replace(target, value=1, note=_reason(done))]
+        if done.returncode or ran.skipped or not ran.passed:
+            return [replace(target, note=_reason(done))]
+        return [replace(target, value=0, note=f"{len(ran.passed)} tests")]
 
     return part
 
@@ -132,10 +134,11 @@ def write(rows: Sequence[Row], described: Mapping[str, Any], folder: Path) -> st
     return table
 
 
-def _pytest(before: Sequence[str], files: Sequence[str], report: Path) -> tuple[subprocess.CompletedProcess[str], str]:
-    """What became of the tests for a GPU in these files, and pytest's report, empty where it wrote none."""
-    options = ["-m", "gpu", "-q", "--continue-on-collection-errors", f"--junitxml={report}"]
-    done = _run([*before, sys.executable, "-m", "pytest", *options, *files])
+def _pytest(before: Sequence[str], file: str, report: Path) -> tuple[subprocess.CompletedProcess[str], str]:
+    """What became of the tests for a GPU in this file, and pytest's report, empty where it wrote none."""
+    done = _run(
+        [*before, sys.executable, "-m", "pytest", "-m", "gpu", "-q", f"--junitxml={report}", f"tests/{file}.py"]
+    )
     return done, report.read_text() if report.is_file() else ""
 
 

@@ -17,7 +17,7 @@ TENSORRT = (
         type=click.IntRange(1),
         default=TensorRTConfig.min_batch,
         show_default=True,
-        help="TensorRT: least patches per call of the engine.",
+        help="TensorRT, onnxruntime-cuda: least patches per call of the engine.",
     ),
     click.option(
         "--opt-batch",
@@ -31,7 +31,7 @@ TENSORRT = (
         type=click.IntRange(1),
         default=TensorRTConfig.max_batch,
         show_default=True,
-        help="TensorRT: most patches per call; device memory grows with it.",
+        help="TensorRT, onnxruntime-cuda: most patches per call; device memory grows with it.",
     ),
     click.option(
         "--workspace",
@@ -104,7 +104,7 @@ TENSORRT = (
     click.option(
         "--fp16-norms",
         is_flag=True,
-        help="TensorRT, FP16: norms compute in FP16, too. TensorRT-RTX keeps their sums in float32 by itself.",
+        help="FP16 on GPUs: norms compute in FP16, too. TensorRT-RTX keeps their sums in float32 by itself.",
     ),
     click.option("--verbose", is_flag=True, help="TensorRT: print all that its builder says."),
     click.option(

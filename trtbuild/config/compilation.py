@@ -27,14 +27,14 @@ class CompileConfig:
     into the same bundle. `network` is an importable factory, "module:function", in place of the network of plans and
     trainer. `postprocessing` is a file of nnU-Net's (postprocessing.json or .pkl).
     `folds` None means nnU-Net's default: all numbered folds. `backends` are built in this order; "auto" takes the
-    first CPU backend that is installed. `threads` None means what this process may use.
-    `precision` "int8" and "fp16" need a `calibration`, but for FP16 in TensorRT. In INT8 `rest` is what everything but
+    first that runs here. `threads` None means what this process may use.
+    `precision` "int8" and "fp16" need a `calibration`, but for FP16 on GPUs. In INT8 `rest` is what everything but
     the quantised layers computes in (None: "fp32" on a CPU, "fp16" in TensorRT), `method` how thresholds are chosen
     ("auto": the gate decides), and `keep` holds regular expressions: layers whose name one of them finds are not
     quantised, and nor are the first and the last ones unless `quantize_ends`. `gate` None compiles ungated; a gate
-    needs the `calibration`'s cases. `tensorrt` is how TensorRT builds, `fp16_norms` lets
-    its FP16 norms compute in FP16, and `emit_script` is a file for the command lines of trtexec and Polygraphy that
-    build the same engines.
+    needs the `calibration`'s cases. `tensorrt` is how TensorRT builds, and the batch of every engine for GPUs;
+    `fp16_norms` lets FP16 norms compute in FP16 there, and `emit_script` is a file for the command lines of trtexec and
+    Polygraphy that build the same engines of TensorRT.
     """
 
     model: Path | None = None

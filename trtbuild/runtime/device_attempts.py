@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from trtbuild.errors import OutOfMemory
@@ -45,10 +45,8 @@ def in_memory(
     Raises:
         OutOfMemory: none fits, or the smallest one found no memory.
     """
-    free = gpu.device.free_memory()
-    room = free if limit is None else min(free, limit - in_grains(case.held))
     plans = device_plans(case, accumulators)
-    plan = fitting_plan(plans, room, gpu.activations(engines), _levers(case, accumulators, limit, short=room == free))
+    plan = _fitting(plans, case, accumulators, engines, gpu, limit)
     while True:
         try:
             result = run(plan)
@@ -64,6 +62,29 @@ def in_memory(
             return result
         report(f"The GPU had no memory left ({reason}) with {plan}: the case begins again with {smaller}.")
         plan = smaller
+
+
+def _fitting(
+    plans: Iterator[DevicePlan],
+    case: DeviceCase,
+    accumulators: Sequence[Accumulator],
+    engines: Sequence[DeviceEngine],
+    gpu: Gpu,
+    limit: int | None,
+) -> DevicePlan:
+    """The best plan for the free memory, and for the limit. Activations that engines have taken already count against
+    that, too: what a case is summed in must not depend on which case was the first."""
+    free, missing = gpu.device.free_memory(), gpu.activations(engines)
+    if limit is not None:
+        allowed, all_of_them = limit - in_grains(case.held), _activations(engines, gpu)
+        if allowed - all_of_them < free - missing:
+            return fitting_plan(plans, allowed, all_of_them, _levers(case, accumulators, limit, short=False))
+    return fitting_plan(plans, free, missing, _levers(case, accumulators, limit, short=True))
+
+
+def _activations(engines: Sequence[DeviceEngine], gpu: Gpu) -> int:
+    """Bytes that the engines compute in, taken or not."""
+    return gpu.contexts.wanted + sum(engine.activations for engine in engines)
 
 
 def _levers(case: DeviceCase, accumulators: Sequence[Accumulator], limit: int | None, *, short: bool) -> str:

@@ -178,7 +178,7 @@ def _outputs(run: Run) -> tuple[Output, ...]:
 
 
 def finished_on_host(
-    logits: NDArray[np.float32],
+    logits: Logits,
     prepared: Prepared | DevicePrepared,
     case: DeviceCase,
     settings: Settings,

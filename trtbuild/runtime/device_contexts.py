@@ -22,6 +22,11 @@ class ContextMemory:
         self._wanted = max(self._wanted, nbytes)
 
     @property
+    def wanted(self) -> int:
+        """Bytes of it that an engine computes in at most, taken or not."""
+        return self._wanted
+
+    @property
     def missing(self) -> int:
         """Bytes that the next call takes from the device's free memory."""
         return max(0, self._wanted - (0 if self._held is None else self._held.nbytes))

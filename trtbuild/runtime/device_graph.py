@@ -6,6 +6,7 @@ that the driver is asked through NVIDIA's own bindings, on pycuda's stream.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class Graph:
 
     def __init__(self, device: Device, stream: Stream, work: Work) -> None:
         self._device, self._stream, self._driver = device, stream.handle, _driver()
-        with device.current():
+        with device.current(), _no_collection():
             self._graphs = [_captured(self._driver, self._stream, work)]
 
     def launch(self) -> None:
@@ -149,6 +150,18 @@ def _captured(driver: Any, stream: int, work: Work) -> Any:
             return _value(driver, driver.cuGraphInstantiate(graph, 0))
         finally:
             _value(driver, driver.cuGraphDestroy(graph))
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Garbage may hold device memory (`DeviceLabels`), and to free that in the capturing thread breaks a capture."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager

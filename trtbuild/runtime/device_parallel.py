@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 from trtbuild.errors import EngineError
 from trtbuild.runtime.predictor import Progress
@@ -52,23 +54,59 @@ def run_shares(shares: Sequence[Share[Result]], progress: Progress | None) -> li
             return share.run(lambda stage, tiles, of: told(number, tiles))
         except BaseException as error:
             with lock:
-                errors.append(_named(error, share.name))
+                errors.append(named_error(error, share.name))
             raise
 
-    with ThreadPoolExecutor(len(shares), "trtbuild-gpu") as pool:
-        futures = [pool.submit(run, number) for number in range(len(shares))]
-        try:
-            wait(futures)
-        except BaseException as error:
-            with lock:
-                errors.append(error)
-            raise
+    def stop(error: BaseException) -> None:
+        with lock:
+            errors.append(error)
+
+    with at_once([partial(run, number) for number in range(len(shares))], stop) as futures:
+        pass
     if errors:
         raise errors[0]
     return [future.result() for future in futures]
 
 
-def _named(error: BaseException, name: str) -> BaseException:
+@contextmanager
+def at_once(works: Sequence[Callable[[], Any]], stop: Callable[[BaseException], None]) -> Iterator[list[Future[Any]]]:
+    """Each work in a thread. After the block all have ended, however often Ctrl-C comes: what they use is closed then.
+
+    Args:
+        works: one per GPU. All begin, or none.
+        stop: makes them end; called with what was raised in the block, or while they are waited for, which is raised
+            when they have.
+    """
+    gate, complete = threading.Event(), threading.Event()
+    errors, futures = list[BaseException](), list[Future[Any]]()
+
+    def begun(work: Callable[[], Any]) -> Any:
+        gate.wait()
+        return work() if complete.is_set() else None
+
+    with ThreadPoolExecutor(len(works), "trtbuild-gpu") as pool:
+        try:
+            futures = [pool.submit(begun, work) for work in works]
+            complete.set()  # Ctrl-C inside of `submit` would have left a thread behind that nobody knows
+            gate.set()
+            yield futures
+        except BaseException as error:  # noqa: BLE001  # raised below
+            errors.append(error)
+        while True:
+            try:
+                gate.set()
+                if errors:
+                    stop(errors[-1])
+                wait(futures)  # not the end of the threads: Python 3.11 believes in it when Ctrl-C interrupts a join
+                break
+            except KeyboardInterrupt as error:
+                errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def named_error(error: BaseException, name: str) -> BaseException:
+    """An engine's error with the GPU's name before its `where`, and the first one as its cause; any other as it is."""
     if not isinstance(error, EngineError):
         return error
     where = name if error.where is None else f"{name}: {error.where}"

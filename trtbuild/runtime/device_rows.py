@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -131,7 +131,15 @@ def _check_status(run: Run, engines: Sequence[DeviceEngine], row: Row, tiles: Se
     status = _status(run)
     if status[0] != NO_TILE:
         fold, tile = divmod(int(status[0]) - before * len(engines), row.tiles)
-        raise not_finite_logits(engines[fold].runner, tiles[before + tile], run.case.spec, run.plan.accumulator)
+        raise not_finite_logits(
+            engines[fold].runner, _in_whole(tiles[before + tile], run), run.case.spec, run.plan.accumulator
+        )
+
+
+def _in_whole(tile: Tile, run: Run) -> Tile:
+    """The window where it lies in the whole case, of which several GPUs may have a part each."""
+    z, y, x = tile.start
+    return replace(tile, start=(z + run.case.first, y, x))
 
 
 def _shift(run: Run, slices: int) -> None:

@@ -29,7 +29,8 @@ class DeviceCase:
     `shape` of the prepared case (C, Z, Y, X), `tiles` its windows and flips, `grid` and `way` the way back, `kinds`
     the types of the network's input and output, `smallest` and `largest` the tiles that every fold's engine takes;
     `wants_logits` where they are the result; `resident` where the prepared case is on the device already,
-    `labels_stay` where the labels are wanted there, in memory that is not the case's.
+    `labels_stay` where the labels are wanted there, in memory that is not the case's. `first` is the slice of the whole
+    that the case begins with, where it is a part of one that several GPUs share.
     """
 
     spec: ModelSpec
@@ -45,6 +46,7 @@ class DeviceCase:
     wants_logits: bool = False
     resident: bool = False
     labels_stay: bool = False
+    first: int = 0
 
     @property
     def patch(self) -> tuple[int, int, int]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,8 +70,7 @@ def prediction_on_devices(
         logits = _split_logits(prepared, parts, member, settings, places, progress, report)
         clock.lap("network")
         case = device_case(prepared, member, settings, places[0].engines)
-        half_or_single = cast("NDArray[np.float32]", logits)  # it takes both
-        return finished_on_host(half_or_single, prepared, case, settings, progress, clock)
+        return finished_on_host(logits, prepared, case, settings, progress, clock)
 
 
 def case_logits_on_devices(
@@ -112,7 +111,7 @@ def _split_logits(
 
     def share(part: Part, place: OnDevice) -> Share[Logits]:
         return Share(
-            name=f"slices {part.first} to {part.last} on {place.gpu.device.name}",
+            name=f"GPU {place.gpu.device.index}, slices {part.first} to {part.last}",
             tiles=len(part.tiles) * len(place.engines),
             run=lambda told: _of_part(prepared, image, part, member, settings, place, told, report),
         )
@@ -144,7 +143,7 @@ def _of_part(
     """Mean logits (heads, last - first, Y, X) over the part's windows."""
     own = Prepared(data=image[:, part.first : part.last], grid=prepared.grid)
     case = device_case(own, member, settings, place.engines)
-    case = replace(case, tiles=part.tiles, wants_logits=True)
+    case = replace(case, tiles=part.tiles, first=part.first, wants_logits=True)
     return in_memory(
         case, (settings.accumulator,), place.engines, place.gpu, place.limit, report,
         lambda plan: arrays_of_case(own, case, plan, place.engines, place.gpu, progress, Clock())[0],

@@ -65,7 +65,6 @@ class Staging:
             begun.append((flat[first:last], half, event))
             if len(begun) == HALVES:
                 _emptied(*begun.pop(0))
-        self._stream.synchronize()
         for piece in begun:
             _emptied(*piece)
 

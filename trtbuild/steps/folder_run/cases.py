@@ -23,7 +23,7 @@ from trtbuild.steps.folder_run.inputs import files_beside_case
 from trtbuild.steps.folder_run.local import LocalWorker
 from trtbuild.steps.folder_run.opened import joined_predictor, opened_predictors
 from trtbuild.steps.folder_run.outputs import COPIES, Folder, check_folder, check_inputs, prepared_folder
-from trtbuild.steps.folder_run.planning import Planner, _growth, planner_of_run
+from trtbuild.steps.folder_run.planning import Planner, host_growth, planner_of_run
 from trtbuild.steps.folder_run.worker import open_worker
 from trtbuild.steps.folder_run.workers import open_workers
 from trtbuild.steps.prediction.predictor import Predictor
@@ -76,18 +76,19 @@ def predict_cases(config: PredictConfig, events: Events | None = None) -> Summar
         folder = Folder(path=config.output, ending=spec.file_ending, reader=spec.reader)
         beside = partial(files_beside_case, reader=spec.reader, ending=spec.file_ending, previous=config.previous_stage)
         cases = _cases(config, folder, beside)
+        shared = _is_shared(config, cases)
         changed = stack.enter_context(
             prepared_folder(
                 folder,
                 cases,
                 beside,
                 copies={name: predictor.models[0].bundle.file(name).read_bytes() for name in COPIES},
-                arguments=_arguments(config, predictor),
+                arguments=_arguments(config, predictor, shared=shared),
                 continuing=config.continue_prediction,
             )
         )
         events.started(len(cases), predictor)
-        if len(predictors) > 1 and len(cases) == 1:
+        if shared:
             predictor = joined_predictor(tuple(predictors.values()))
         ending = stack.enter_context(Ending(events.case_ended, background=config.writing > 0))
         run = Run(
@@ -100,7 +101,7 @@ def predict_cases(config: PredictConfig, events: Events | None = None) -> Summar
             ending=ending,
             events=events,
         )
-        if len(predictors) > 1 and len(cases) > 1:
+        if len(predictors) > 1 and not shared:
             outcomes = run_cases_on_devices(cases, run, predictors)
         else:
             run_cases(cases, run)
@@ -124,7 +125,7 @@ def _planner(
     """The memory of the run, with what the engines of all GPUs will still take on the host."""
     _, *others = predictors.values()
     planner = planner_of_run(predictor, _settings(config, predictor), config.max_memory, source)
-    return replace(planner, base=planner.base + sum(map(_growth, others)))
+    return replace(planner, base=planner.base + sum(map(host_growth, others)))
 
 
 def _cases(config: PredictConfig, folder: Folder, beside: Callable[[Case], Sequence[Path]]) -> Sequence[Case]:
@@ -134,6 +135,12 @@ def _cases(config: PredictConfig, folder: Folder, beside: Callable[[Case], Seque
     cases = cases_from_input(config.inputs, folder.ending)
     check_inputs(folder, cases, chain(config.inputs, (file for case in cases for file in beside(case))))
     return part_of(cases, config.num_parts, config.part_id)
+
+
+def _is_shared(config: PredictConfig, cases: Sequence[Case]) -> bool:
+    """Whether the GPUs share the windows of one case. Not where it is one of several parts (`-num_parts`), all of which
+    must compute in one way, however many cases each has."""
+    return len(config.devices) > 1 and len(cases) == 1 and config.num_parts == 1
 
 
 def _settings(config: PredictConfig, predictor: Predictor) -> Settings:
@@ -163,7 +170,7 @@ def _summary(predictors: Sequence[Predictor], outcomes: tuple[Outcome, ...]) -> 
     )
 
 
-def _arguments(config: PredictConfig, predictor: Predictor) -> dict[str, Any]:
+def _arguments(config: PredictConfig, predictor: Predictor, *, shared: bool) -> dict[str, Any]:
     """nnU-Net's keys, and under "trtbuild" what makes this run reproducible."""
     recipe = predictor.recipe
     engines = [stage.runners[0].describe() for model in predictor.models for stage in model.stages]
@@ -190,6 +197,8 @@ def _arguments(config: PredictConfig, predictor: Predictor) -> dict[str, Any]:
             "disagreement": recipe.disagreement,
             "dicom_seg": config.dicom_seg,
             "max_memory": config.max_memory,
+            "device_memory": config.device_memory,
+            "gpus_per_case": len(config.devices) if shared else 1,  # where their windows meet, sums round otherwise
             "postprocessing": json_from_value(recipe.postprocessing),
             "previous_stage": None if previous is None else os.path.realpath(previous),
         },

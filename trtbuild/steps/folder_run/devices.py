@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from trtbuild.errors import EngineError
+from trtbuild.runtime.device_parallel import at_once, named_error
 from trtbuild.steps.folder_run.case_queue import CaseQueue
 from trtbuild.steps.folder_run.ending import Outcome
 from trtbuild.steps.folder_run.flow import one_case
@@ -43,25 +44,18 @@ def run_cases_on_devices(cases: Sequence[Case], run: Run, predictors: Mapping[in
     # around all threads: each sets the same limit for its cases, and puts back what it found
     with ExitStack() as stack:
         stack.enter_context(threadpool_limits(1, user_api="blas"))
-        writers = _pool(stack, predictors, "trtbuild-write") if run.config.writing else None
-        gpus = _pool(stack, predictors, "trtbuild-gpu")
-        try:
-            lanes = []
-            for device, predictor in predictors.items():
-                lane = replace(run, predictor=predictor, ending=SharedEnding(order, writers, queue.stop))
-                lanes.append(gpus.submit(_serve, device, lane, queue))
-            _bring(cases, run, queue, order)
-            wait(lanes)
-        except BaseException as error:
-            queue.stop(error)
-            raise
+        writers = None
+        if run.config.writing:
+            writers = stack.enter_context(ThreadPoolExecutor(len(predictors), "trtbuild-write"))
+        lanes = []
+        for device, predictor in predictors.items():
+            lane = replace(run, predictor=predictor, ending=SharedEnding(order, writers, queue.stop))
+            lanes.append(partial(_serve, device, lane, queue))
+        stack.enter_context(at_once(lanes, queue.stop))
+        _bring(cases, run, queue, order)
     if queue.error is not None:
         raise queue.error
     return order.outcomes
-
-
-def _pool(stack: ExitStack, predictors: Mapping[int, Predictor], name: str) -> Executor:
-    return stack.enter_context(ThreadPoolExecutor(len(predictors), name))
 
 
 def _bring(cases: Sequence[Case], run: Run, queue: CaseQueue, order: Order) -> None:
@@ -84,7 +78,7 @@ def _serve(device: int, run: Run, queue: CaseQueue) -> None:
             pass
         run.ending.settle()
     except BaseException as error:  # noqa: BLE001  # the thread that waits for this one raises it
-        queue.stop(_named(error, device))
+        queue.stop(named_error(error, f"GPU {device}"))
 
 
 def _next_case(run: Run, queue: CaseQueue) -> bool:
@@ -137,13 +131,3 @@ def _in_turn(events: Events, queue: CaseQueue) -> Events:
         progress=in_turn(progress),
         case_progress=in_turn(events.case_progress),
     )
-
-
-def _named(error: BaseException, device: int) -> BaseException:
-    """The error of a thread with its GPU in it."""
-    if not isinstance(error, EngineError):
-        return error
-    where = f"GPU {device}" if error.where is None else f"GPU {device}: {error.where}"
-    named = type(error)(error.what, expected=error.expected, got=error.got, where=where, hint=error.hint)
-    named.__cause__ = error
-    return named

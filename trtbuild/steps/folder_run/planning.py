@@ -173,13 +173,13 @@ def planner_of_run(predictor: Predictor, settings: Settings, max_memory: int | N
     return Planner(
         predictor=predictor,
         settings=settings,
-        base=used + _growth(predictor),
+        base=used + host_growth(predictor),
         limit=limit,
         accumulators=("float32",) if max_memory is None else ("float32", "float16"),
     )
 
 
-def _growth(predictor: Predictor) -> int:
+def host_growth(predictor: Predictor) -> int:
     """What the engines will take beyond what they hold already, once they have run: activations, without windows."""
     total = 0
     for model in predictor.models:

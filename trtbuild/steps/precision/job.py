@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 Target = Literal["cpu", "device"]
-"""For CPU backends, or for TensorRT."""
+"""For CPU backends, or for GPUs."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -271,7 +271,8 @@ def open_predictor(
         vote: "soft" averages probabilities, "hard" counts labels.
         disagreement: also make the entropy map.
         postprocessing: in place of the bundle's own; None takes that of a single bundle, and none for an ensemble.
-        device: number of the GPU, for engines that need one; all bundles share it.
+        device: number of the GPU, for engines that need one; all bundles share it. With any but 0 no engine for a CPU
+            is taken.
         device_memory: bytes of its memory that a case may take, beside the engines' weights; None takes what is free.
 
     Raises:
