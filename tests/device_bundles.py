@@ -15,7 +15,7 @@ from null_bundles import SPEC, null_engine
 
 from trtbuild.bundle import Stage, write_bundle
 from trtbuild.runtime import select
-from trtbuild.runtime.device_gpu import Gpu
+from trtbuild.runtime.gpu.shared import Gpu
 from trtbuild.spec import BuildRecord, KeepLargestComponent, ModelSpec, Profile
 
 BATCH = 4

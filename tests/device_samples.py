@@ -17,13 +17,13 @@ from specs import make_spec, spline
 from test_tiles import image
 
 from trtbuild.runtime import Member, Prediction, Progress, Settings
-from trtbuild.runtime import device_case as pipeline
-from trtbuild.runtime import device_plan as planner
 from trtbuild.runtime.device import opened_device
-from trtbuild.runtime.device_gpu import DeviceEngine, Gpu, opened_gpu
-from trtbuild.runtime.device_plan import DevicePlan
-from trtbuild.runtime.device_prepare import DevicePrepared
-from trtbuild.runtime.device_sizes import DeviceCase
+from trtbuild.runtime.gpu import case as pipeline
+from trtbuild.runtime.gpu import plan as planner
+from trtbuild.runtime.gpu.plan import DevicePlan
+from trtbuild.runtime.gpu.prepare import DevicePrepared
+from trtbuild.runtime.gpu.shared import DeviceEngine, Gpu, opened_gpu
+from trtbuild.runtime.gpu.sizes import DeviceCase
 from trtbuild.runtime.predictor import Clock, prediction_from_prepared
 from trtbuild.runtime.slabs import Accumulator
 from trtbuild.spec import Labels, ModelSpec, NoNormalization

@@ -14,7 +14,7 @@ from test_slabs import Bumpy
 from test_tiles import record
 
 from trtbuild.errors import EngineError, OutOfMemory
-from trtbuild.runtime.device_gpu import DeviceEngine
+from trtbuild.runtime.gpu.shared import DeviceEngine
 from trtbuild.runtime.null import null_info
 from trtbuild.runtime.runner import Batch
 from trtbuild.spec import ModelSpec

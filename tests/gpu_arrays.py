@@ -12,8 +12,8 @@ import numpy as np
 from fake_cuda import Cuda
 from numpy.typing import NDArray
 
-from trtbuild.runtime import dlpack
-from trtbuild.runtime.device_gpu import Gpu
+from trtbuild.runtime.gpu import dlpack
+from trtbuild.runtime.gpu.shared import Gpu
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import numpy as np
 from host_kernels import HostKernels, address
 from kernel_checks import Host
 
-from trtbuild.runtime.device_gpu import Gpu
+from trtbuild.runtime.gpu.shared import Gpu
 from trtbuild.stitch.launches import Launch
 
 ALIGNED = 256

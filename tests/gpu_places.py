@@ -17,7 +17,7 @@ from fake_onnxruntime import install
 
 from trtbuild.errors import EngineError, MissingExtra
 from trtbuild.runtime.device import check_device_usable, opened_device
-from trtbuild.runtime.device_gpu import Gpu, opened_gpu
+from trtbuild.runtime.gpu.shared import Gpu, opened_gpu
 from trtbuild.runtime.nvrtc import kernels_cubin
 from trtbuild.runtime.onnxruntime_cuda import usable_version
 

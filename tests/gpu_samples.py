@@ -20,10 +20,10 @@ from runner_samples import CHANNELS, make_record, small_unet, with_profile, writ
 from specs import make_spec
 
 from trtbuild.runtime import Member, Prediction, Progress, Settings
-from trtbuild.runtime.device_case import device_case, prediction_on_device
-from trtbuild.runtime.device_gpu import DeviceEngine, Gpu, engine_from_runner
-from trtbuild.runtime.device_prepare import prepared_on_device
-from trtbuild.runtime.device_sizes import DeviceCase
+from trtbuild.runtime.gpu.case import device_case, prediction_on_device
+from trtbuild.runtime.gpu.prepare import prepared_on_device
+from trtbuild.runtime.gpu.shared import DeviceEngine, Gpu, engine_from_runner
+from trtbuild.runtime.gpu.sizes import DeviceCase
 from trtbuild.runtime.onnxruntime import open_onnxruntime
 from trtbuild.runtime.onnxruntime_cuda import open_onnxruntime_cuda
 from trtbuild.runtime.predictor import Clock, prediction_from_prepared

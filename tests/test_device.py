@@ -17,7 +17,7 @@ from fake_cuda import CUBIN, Cuda, LaunchError, LogicError, installed
 import trtbuild.runtime.device
 from trtbuild.errors import EngineError, MissingExtra, OutOfMemory
 from trtbuild.runtime.device import Device, opened_device
-from trtbuild.runtime.device_parts import Closable
+from trtbuild.runtime.gpu.parts import Closable
 
 
 @pytest.fixture

@@ -16,11 +16,11 @@ from gpu_arrays import Interface, OnCpu, Shared, holders, no_deleter, on_gpu, te
 from numpy.typing import NDArray
 
 from trtbuild.errors import EngineError, InputError
-from trtbuild.runtime import dlpack
 from trtbuild.runtime.device import opened_device
-from trtbuild.runtime.device_array import SharedArray, shared_array
-from trtbuild.runtime.device_gpu import Gpu, opened_gpu
-from trtbuild.runtime.device_labels import DeviceLabels
+from trtbuild.runtime.gpu import dlpack
+from trtbuild.runtime.gpu.array import SharedArray, shared_array
+from trtbuild.runtime.gpu.labels import DeviceLabels
+from trtbuild.runtime.gpu.shared import Gpu, opened_gpu
 
 IMAGE = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
 TYPES = ("float32", "float64", "float16", "int8", "uint8", "int16", "uint16", "int32", "int64", "bool")
@@ -346,7 +346,7 @@ def test_a_numpy_that_knows_no_versions_shares_labels_too(gpu: Gpu) -> None:
 
     labels, values = labels_there(gpu)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trtbuild.runtime.dlpack.np.asarray", lambda lent: np.array(lent, copy=False).view(Old))
+        patch.setattr("trtbuild.runtime.gpu.dlpack.np.asarray", lambda lent: np.array(lent, copy=False).view(Old))
         with shared_array(labels, gpu) as found:
             np.testing.assert_array_equal(values_of(found), values)
     labels.close()

@@ -25,9 +25,9 @@ from test_tiles import record
 
 from trtbuild.errors import Cancelled, EngineError, NonFinite, OutOfMemory
 from trtbuild.runtime import Settings
-from trtbuild.runtime.device_case import NOT_LINEAR
-from trtbuild.runtime.device_gpu import engine_from_runner
-from trtbuild.runtime.device_pace import PACE
+from trtbuild.runtime.gpu.case import NOT_LINEAR
+from trtbuild.runtime.gpu.pace import PACE
+from trtbuild.runtime.gpu.shared import engine_from_runner
 from trtbuild.runtime.predictor import case_logits
 from trtbuild.spec import Memory
 from trtbuild.volume import Prepared
@@ -52,8 +52,8 @@ def bench(cuda: Cuda) -> Iterator[Opened]:
 @pytest.fixture
 def small_grains(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans differ by bytes, as those of real cases do by megabytes."""
-    monkeypatch.setattr("trtbuild.runtime.device_plan.GRAIN", 1)
-    monkeypatch.setattr("trtbuild.runtime.device_plan.SLAB_BYTES", 2000)
+    monkeypatch.setattr("trtbuild.runtime.gpu.plan.GRAIN", 1)
+    monkeypatch.setattr("trtbuild.runtime.gpu.plan.SLAB_BYTES", 2000)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -66,7 +66,7 @@ def test_a_case_has_the_labels_of_the_cpu_path(bench: Opened, name: str) -> None
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_every_plan_gives_the_same_labels(bench: Opened, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trtbuild.runtime.device_plan.SLAB_BYTES", 2000)
+    monkeypatch.setattr("trtbuild.runtime.gpu.plan.SLAB_BYTES", 2000)
     one = bench(EXAMPLES[name])
     expected = one.on_cpu()
     plans = list(one.every_plan())
@@ -77,7 +77,7 @@ def test_every_plan_gives_the_same_labels(bench: Opened, name: str, monkeypatch:
 
 @pytest.mark.parametrize("name", ["3D", "2D", "transposed", "regions", "smaller than the patch", "folds"])
 def test_probabilities_come_with_the_labels(bench: Opened, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trtbuild.runtime.device_plan.SLAB_BYTES", 3 * 4 * 26 * 23 * 3)  # three slices of most cases
+    monkeypatch.setattr("trtbuild.runtime.gpu.plan.SLAB_BYTES", 3 * 4 * 26 * 23 * 3)  # three slices of most cases
     example = EXAMPLES[name]
     one = bench(replace(example, settings=replace(example.settings, probabilities=True)))
     expected = one.on_cpu()

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from test_device_prepare import on_host
 
 from trtbuild.errors import Cancelled, EngineError, InputError, OutOfMemory, TrtbuildError
-from trtbuild.runtime import Member, Settings, device_entry
-from trtbuild.runtime.device_attempts import IN_HALF
-from trtbuild.runtime.device_case import NOT_LINEAR
-from trtbuild.runtime.device_entry import DevicePrediction, prediction_from_device_array
-from trtbuild.runtime.device_plan import device_plans
-from trtbuild.runtime.device_prepare import prepared_on_device
+from trtbuild.runtime import Member, Settings
+from trtbuild.runtime.gpu import entry as device_entry
+from trtbuild.runtime.gpu.attempts import IN_HALF
+from trtbuild.runtime.gpu.case import NOT_LINEAR
+from trtbuild.runtime.gpu.entry import DevicePrediction, prediction_from_device_array
+from trtbuild.runtime.gpu.plan import device_plans
+from trtbuild.runtime.gpu.prepare import prepared_on_device
 from trtbuild.runtime.on_device import OnDevice
 from trtbuild.runtime.predictor import EMPTY, Clock, Progress, prediction_from_prepared
 from trtbuild.spec import ZScore
@@ -31,8 +32,8 @@ from trtbuild.volume import prepared_from_array
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cuda]:
     """A fake GPU, which must be as it was after the test; sizes count in bytes."""
-    monkeypatch.setattr("trtbuild.runtime.device_plan.GRAIN", 1)
-    monkeypatch.setattr("trtbuild.runtime.device_plan.SLAB_BYTES", 2000)
+    monkeypatch.setattr("trtbuild.runtime.gpu.plan.GRAIN", 1)
+    monkeypatch.setattr("trtbuild.runtime.gpu.plan.SLAB_BYTES", 2000)
     with fake_gpu() as fake:
         yield fake
         check_unharmed(fake)

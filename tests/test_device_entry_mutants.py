@@ -13,7 +13,7 @@ from test_device_entry import Entry, entered, values
 from test_device_mutants import mutated
 
 from trtbuild.errors import InputError, OutOfMemory, TrtbuildError
-from trtbuild.runtime import device_array
+from trtbuild.runtime.gpu import array as device_array
 
 MUTANTS = {
     "an array that is never released": ("array", "stack.callback(held.release)", "pass"),
@@ -97,7 +97,7 @@ def check_faults(cuda: Cuda) -> None:
 def battery() -> None:
     """Raises where anything is wrong."""
     with pytest.MonkeyPatch.context() as patch, fake_gpu() as cuda:
-        patch.setattr("trtbuild.runtime.device_plan.GRAIN", 1)
+        patch.setattr("trtbuild.runtime.gpu.plan.GRAIN", 1)
         check_labels(cuda, "transposed", "float32")
         check_labels(cuda, "two channels", "int16")
         check_waits(cuda)

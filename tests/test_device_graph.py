@@ -21,13 +21,13 @@ from fake_graphs import FUNCTIONS, Driver
 from test_device_mutants import mutated
 
 from trtbuild.errors import Cancelled, EngineError, MissingExtra, NonFinite, OutOfMemory
-from trtbuild.runtime import device_case as pipeline
 from trtbuild.runtime.device import Device, opened_device
-from trtbuild.runtime.device_graph import REPLAYS
-from trtbuild.runtime.device_labels import DeviceLabels
-from trtbuild.runtime.device_outputs import Output
-from trtbuild.runtime.device_parts import Buffer, Pinned, Stream
-from trtbuild.runtime.device_rows import added_rows
+from trtbuild.runtime.gpu import case as pipeline
+from trtbuild.runtime.gpu.graph import REPLAYS
+from trtbuild.runtime.gpu.labels import DeviceLabels
+from trtbuild.runtime.gpu.outputs import Output
+from trtbuild.runtime.gpu.parts import Buffer, Pinned, Stream
+from trtbuild.runtime.gpu.rows import added_rows
 from trtbuild.runtime.predictor import Clock
 
 Result = real.CUresult
@@ -51,7 +51,7 @@ def device(cuda: Cuda) -> Iterator[Device]:
 
 @pytest.fixture
 def few_replays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trtbuild.runtime.device_graph.REPLAYS", 2)
+    monkeypatch.setattr("trtbuild.runtime.gpu.graph.REPLAYS", 2)
 
 
 def driver() -> Driver:
@@ -471,7 +471,7 @@ def test_a_graph_that_finds_no_memory_begins_the_case_again(cuda: Cuda, few_repl
 
         fake.cuGraphLaunch = once  # type: ignore[method-assign]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("trtbuild.runtime.device_plan.GRAIN", 1)
+            patch.setattr("trtbuild.runtime.gpu.plan.GRAIN", 1)
             assert_same(capturable(bench).on_device(), bench.on_cpu())
         assert len(bench.notes) == 1
         assert "begins again" in bench.notes[0]
@@ -488,10 +488,10 @@ MUTANTS = {
         "graph", "_value(self._driver, self._driver.cuGraphExecDestroy(self._graphs.pop()))", "self._graphs.pop()",
     ),
     "what a graph was made of is left": ("graph", "_value(driver, driver.cuGraphDestroy(graph))", "pass"),
-    "other addresses": ("gpu", "source=source, target=target", "source=0, target=0"),
-    "another output": ("gpu", "target=target, batch", "target=0, batch"),
-    "another batch": ("gpu", "target=target, batch=batch)", "target=target, batch=0)"),
-    "another engine": ("gpu", "runner=id(engine.runner)", "runner=0"),
+    "other addresses": ("shared", "source=source, target=target", "source=0, target=0"),
+    "another output": ("shared", "target=target, batch", "target=0, batch"),
+    "another batch": ("shared", "target=target, batch=batch)", "target=target, batch=0)"),
+    "another engine": ("shared", "runner=id(engine.runner)", "runner=0"),
     "a capture without a call before": ("graph", "call in self._called and call not", "call not"),
     "a capture for every call": ("graph", "call not in self._graphs and calls", "calls"),
     "a capture that no call pays": ("graph", "calls > REPLAYS", "calls > -1"),
@@ -506,7 +506,7 @@ MUTANTS = {
     ),
     "a capture that others disturb": ("graph", "CAPTURE_MODE_THREAD_LOCAL", "CAPTURE_MODE_GLOBAL"),
     "results that are not looked at": ("graph", "if result != driver.CUresult.CUDA_SUCCESS", "if False"),
-    "an engine that was never asked": ("gpu", "if engine.capturable:", "if True:"),
+    "an engine that was never asked": ("shared", "if engine.capturable:", "if True:"),
 }  # fmt: skip
 """What is wrong, in which module of the device path, and what is replaced by what."""
 
@@ -514,7 +514,7 @@ MUTANTS = {
 def battery() -> None:
     """Raises where anything is wrong."""
     with pytest.MonkeyPatch.context() as patch, fake_gpu() as cuda:
-        patch.setattr("trtbuild.runtime.device_graph.REPLAYS", 2)
+        patch.setattr("trtbuild.runtime.gpu.graph.REPLAYS", 2)
         for example in (LONG, EXAMPLES["2D, many slices in a call"]):
             with opened_bench(cuda, example) as bench:
                 check_labels(capturable(bench))

@@ -56,8 +56,8 @@ MUTANTS = {
     "a download that does not wait": ("staging", WAIT_OUT, "    part[...] = half"),
     "a download from the wrong place": ("staging", "offset + target.itemsize * first", "offset"),
     "one half for all": ("staging", "at = nbytes * (number % HALVES)", "at = 0"),
-    "an engine on another stream": ("gpu", "self.stream.handle, batch)", "self.device.stream().handle, batch)"),
-    "kernels on another stream": ("gpu", "self.stream.launch(", "self.device.stream().launch("),
+    "an engine on another stream": ("shared", "self.stream.handle, batch)", "self.device.stream().handle, batch)"),
+    "kernels on another stream": ("shared", "self.stream.launch(", "self.device.stream().launch("),
     "labels that all begin at slice 0": ("outputs", "corner + first * full.strides[0]", "corner"),
     "labels without the crop": ("outputs", "part.start * stride for", "0 * stride for"),
     "a slab at the place of another": ("outputs", "cropped[a:b] = slab", "cropped[first : first + b - a] = slab"),
@@ -83,7 +83,7 @@ USERS = ("trtbuild.runtime.", "device_samples", "test_device")
 @contextmanager
 def mutated(module: str, old: str, new: str) -> Iterator[None]:
     """The device path with one mistake: whoever took something from the module gets the changed one."""
-    changed = importlib.import_module(f"trtbuild.runtime.device_{module}")
+    changed = importlib.import_module(f"trtbuild.runtime.gpu.{module}")
     path = Path(str(changed.__file__))
     source = path.read_text()
     assert source.count(old) == 1, f"{old!r} stands {source.count(old)} times in {path.name}"
@@ -185,8 +185,8 @@ def check_given_back(one: Bench) -> None:
 def battery() -> None:
     """Raises where anything is wrong."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trtbuild.runtime.device_plan.SLAB_BYTES", 2000)
-        patch.setattr("trtbuild.runtime.device_plan.GRAIN", 1)
+        patch.setattr("trtbuild.runtime.gpu.plan.SLAB_BYTES", 2000)
+        patch.setattr("trtbuild.runtime.gpu.plan.GRAIN", 1)
         for name in CASES:
             check_labels(name)
         check_logits(LOGITS)

@@ -12,7 +12,7 @@ from test_device_mutants import check_labels, check_logits, check_nan, check_sto
 
 from trtbuild.errors import Cancelled, EngineError, NonFinite
 from trtbuild.runtime.device import Device, opened_device
-from trtbuild.runtime.device_pace import PACE
+from trtbuild.runtime.gpu.pace import PACE
 
 LONG = replace(EXAMPLES["folds"], shape=(1, 19, 40, 23), batch=2)
 """Rows of more calls than two marks are apart."""
@@ -69,7 +69,7 @@ def test_a_failure_of_the_work_is_told_at_the_event(device: Device, cuda: Cuda) 
 def works_left(bench: Bench, patch: pytest.MonkeyPatch) -> list[int]:
     """What the device still has to do when the host has waited for a mark, and reports."""
     left, queue = list[int](), bench.cuda.streams[bench.gpu.stream.handle]
-    patch.setattr("trtbuild.runtime.device_pace.tell", lambda *_: left.append(len(queue.work)))
+    patch.setattr("trtbuild.runtime.gpu.pace.tell", lambda *_: left.append(len(queue.work)))
     return left
 
 
@@ -88,7 +88,7 @@ def test_the_host_is_never_further_ahead_than_two_marks(cuda: Cuda, monkeypatch:
     with opened_bench(cuda, LONG) as bench:
         assert len(bench.plans()[0].groups[0]) * len(bench.engines) > 2 * PACE
         begun: list[int] = []
-        monkeypatch.setattr("trtbuild.runtime.device_pace.tell", lambda *_: begun.append(calls_of(bench)))
+        monkeypatch.setattr("trtbuild.runtime.gpu.pace.tell", lambda *_: begun.append(calls_of(bench)))
         bench.on_device()
         assert PACE + 1 < begun[0] <= 2 * PACE + 1, "the first mark is waited for when the second is there"
 

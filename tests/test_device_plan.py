@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from trtbuild.errors import OutOfMemory
 from trtbuild.runtime import Settings, tile_plan
-from trtbuild.runtime.device_attempts import IN_HALF
-from trtbuild.runtime.device_plan import GRAIN, fitting_plan, joined_rows
-from trtbuild.runtime.device_tables import Group, groups_of_row, tables_of_case, windows_of_group
+from trtbuild.runtime.gpu.attempts import IN_HALF
+from trtbuild.runtime.gpu.plan import GRAIN, fitting_plan, joined_rows
+from trtbuild.runtime.gpu.tables import Group, groups_of_row, tables_of_case, windows_of_group
 from trtbuild.runtime.slabs import Row, rows_of_plan
 
 
@@ -31,8 +31,8 @@ def cuda() -> Iterator[Cuda]:
 @pytest.fixture
 def small_grains(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans differ by bytes, as those of real cases do by megabytes."""
-    monkeypatch.setattr("trtbuild.runtime.device_plan.GRAIN", 1)
-    monkeypatch.setattr("trtbuild.runtime.device_plan.SLAB_BYTES", 2000)
+    monkeypatch.setattr("trtbuild.runtime.gpu.plan.GRAIN", 1)
+    monkeypatch.setattr("trtbuild.runtime.gpu.plan.SLAB_BYTES", 2000)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -11,10 +11,10 @@ from test_device_mutants import mutated
 from test_device_prepare import IMAGE, ISO, case_of, check, resident
 
 from trtbuild.errors import InputError, NonFinite, OutOfMemory
-from trtbuild.runtime import device_prepare
 from trtbuild.runtime.device import opened_device
-from trtbuild.runtime.device_gpu import Gpu, opened_gpu
-from trtbuild.runtime.device_prepare import DevicePrepared
+from trtbuild.runtime.gpu import prepare as device_prepare
+from trtbuild.runtime.gpu.prepare import DevicePrepared
+from trtbuild.runtime.gpu.shared import Gpu, opened_gpu
 from trtbuild.spec import CT, RescaleTo01, RGBTo01, ZScore
 
 TURNED = {"transpose_forward": (2, 0, 1), "transpose_backward": (1, 2, 0)}
@@ -110,7 +110,7 @@ def check_flood(gpu: Gpu) -> None:
 def battery() -> None:
     """Raises where anything is wrong."""
     with pytest.MonkeyPatch.context() as patch, fake_gpu() as cuda:
-        patch.setattr("trtbuild.runtime.device_plan.GRAIN", 1)
+        patch.setattr("trtbuild.runtime.gpu.plan.GRAIN", 1)
         with opened_device() as device, opened_gpu(device, CUBIN, SMALL_STAGING) as gpu:
             image = case_of((12, 13, 14), channels=2)
             check(image, (1.1, 1.0, 1.0), SPEC, gpu)

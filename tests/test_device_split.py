@@ -19,12 +19,13 @@ from specs import make_spec
 from test_tiles import image
 
 from trtbuild.errors import Cancelled, EngineError, NonFinite, OutOfMemory
-from trtbuild.runtime import Member, Prediction, Progress, device_parallel
+from trtbuild.runtime import Member, Prediction, Progress
 from trtbuild.runtime.device import opened_device
-from trtbuild.runtime.device_gpu import opened_gpu
-from trtbuild.runtime.device_prepare import DevicePrepared, prepared_on_device
-from trtbuild.runtime.device_split import case_logits_on_devices, prediction_on_devices
-from trtbuild.runtime.device_split_parts import parts_of_case
+from trtbuild.runtime.gpu import parallel as device_parallel
+from trtbuild.runtime.gpu.prepare import DevicePrepared, prepared_on_device
+from trtbuild.runtime.gpu.shared import opened_gpu
+from trtbuild.runtime.gpu.split import case_logits_on_devices, prediction_on_devices
+from trtbuild.runtime.gpu.split_parts import parts_of_case
 from trtbuild.runtime.on_device import OnDevice
 from trtbuild.runtime.predictor import Clock, case_logits, prediction_from_prepared
 from trtbuild.runtime.tiles import TilePlan, tile_plan
@@ -320,7 +321,7 @@ def test_a_case_that_holds_nan_is_refused(bench: Opened) -> None:
 def test_a_gpu_without_memory_begins_again_with_less_and_says_so(
     bench: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trtbuild.runtime.device_plan.GRAIN", 1)
+    monkeypatch.setattr("trtbuild.runtime.gpu.plan.GRAIN", 1)
     one = bench(LONG)
     one.runners[1][0].out_of_memory = 1
     assert_same(one.split(), one.on_cpu())

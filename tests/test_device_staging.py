@@ -12,8 +12,8 @@ from fake_cuda import CUBIN, Cuda, LaunchError
 
 from trtbuild.errors import EngineError
 from trtbuild.runtime.device import opened_device
-from trtbuild.runtime.device_event import Event
-from trtbuild.runtime.device_gpu import Gpu, opened_gpu
+from trtbuild.runtime.gpu.event import Event
+from trtbuild.runtime.gpu.shared import Gpu, opened_gpu
 
 STAGING = 96
 """Bytes: halves of 48."""

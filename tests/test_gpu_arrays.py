@@ -18,8 +18,8 @@ from gpu_places import FAKE, REAL, opened_place, skip_without_float32_engine
 from gpu_samples import SHARE, SPACING, Placed, case_data, placed
 from numpy.typing import NDArray
 
-from trtbuild.runtime.device_entry import prediction_from_device_array
-from trtbuild.runtime.device_labels import DeviceLabels
+from trtbuild.runtime.gpu.entry import prediction_from_device_array
+from trtbuild.runtime.gpu.labels import DeviceLabels
 from trtbuild.runtime.on_device import OnDevice
 
 

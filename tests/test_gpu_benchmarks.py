@@ -20,7 +20,7 @@ from gpu_places import fake_place
 
 from trtbuild.nvinfer import no_driver
 from trtbuild.runtime.device import opened_device
-from trtbuild.runtime.device_gpu import Gpu, opened_gpu
+from trtbuild.runtime.gpu.shared import Gpu, opened_gpu
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 GPU = REPOSITORY / "benchmarks" / "gpu"

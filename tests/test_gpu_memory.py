@@ -16,7 +16,7 @@ from gpu_places import BOTH, REAL, opened_place, skip_without_float32_engine
 from gpu_samples import SHARE, Placed, digest_on, placed
 
 from trtbuild.errors import OutOfMemory
-from trtbuild.runtime.device_plan import GRAIN, device_plans
+from trtbuild.runtime.gpu.plan import GRAIN, device_plans
 
 HERE = Path(__file__).parent
 
@@ -79,7 +79,7 @@ def test_a_limit_that_nothing_fits_is_an_error_and_leaves_nothing(one: Placed) -
 
 
 def test_a_small_limit_takes_a_smaller_plan(one: Placed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trtbuild.runtime.device_plan.GRAIN", 1)  # the case is small: plans differ by bytes
+    monkeypatch.setattr("trtbuild.runtime.gpu.plan.GRAIN", 1)  # the case is small: plans differ by bytes
     plans = list(device_plans(one.case(), ("float32", "float16")))
     assert len(plans) > 2
     activations = one.gpu.contexts.wanted + sum(engine.activations for engine in one.engines)  # taken or not

@@ -16,8 +16,8 @@ from specs import make_spec
 from test_device_prepare import ISO, SCHEMES, TOLERANCE, case_of, on_host
 
 from trtbuild.errors import InputError
-from trtbuild.runtime.device_gpu import Gpu
-from trtbuild.runtime.device_prepare import prepared_on_device
+from trtbuild.runtime.gpu.prepare import prepared_on_device
+from trtbuild.runtime.gpu.shared import Gpu
 from trtbuild.spec import ModelSpec, NoNormalization, ZScore
 from trtbuild.volume import prepared_from_array
 

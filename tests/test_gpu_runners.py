@@ -25,7 +25,7 @@ from trtbuild.engine.tensorrt.reuse import engine_key
 from trtbuild.errors import EngineError, MissingExtra
 from trtbuild.graph.precision import tensorrt_form
 from trtbuild.nvinfer import Backend, nvinfer
-from trtbuild.runtime.device_gpu import Gpu
+from trtbuild.runtime.gpu.shared import Gpu
 from trtbuild.runtime.runner import Runner
 from trtbuild.runtime.select import open_runner
 from trtbuild.spec import BuildRecord

@@ -17,7 +17,7 @@ from preparation_checks import check_preparation
 
 from trtbuild.nvinfer import no_driver
 from trtbuild.runtime.device import opened_device
-from trtbuild.runtime.device_gpu import Gpu, opened_gpu
+from trtbuild.runtime.gpu.shared import Gpu, opened_gpu
 from trtbuild.runtime.nvrtc import kernels_cubin
 from trtbuild.stitch.launches import shift
 

@@ -29,7 +29,7 @@ from trtbuild.atomic import PREFIX
 from trtbuild.config import PredictConfig
 from trtbuild.errors import Cancelled, EngineError, InputError, NonFinite, OutputError, TrtbuildError
 from trtbuild.runtime import Prediction, Progress, Settings
-from trtbuild.runtime.device_parallel import at_once
+from trtbuild.runtime.gpu.parallel import at_once
 from trtbuild.runtime.memory import CaseBytes
 from trtbuild.steps.folder_run import cases as cases_module
 from trtbuild.steps.folder_run import flow, opened, worker_main, writing

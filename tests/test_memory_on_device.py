@@ -23,8 +23,8 @@ from test_planning import LIMIT, SOFT, member, spec_of, traced
 
 from trtbuild.runtime import Member, Recipe, Settings, prediction_from_models
 from trtbuild.runtime.device import opened_device
-from trtbuild.runtime.device_gpu import Gpu, opened_gpu
-from trtbuild.runtime.device_prepare_plan import bytes_on_device
+from trtbuild.runtime.gpu.prepare_plan import bytes_on_device
+from trtbuild.runtime.gpu.shared import Gpu, opened_gpu
 from trtbuild.runtime.memory import CaseShape, case_bytes
 from trtbuild.runtime.on_device import OnDevice, prepared_for_member
 from trtbuild.spec import ModelSpec
@@ -128,7 +128,7 @@ def test_the_bytes_in_the_network_are_those_that_numpy_counts(gpu: Gpu, name: st
 def test_a_limit_that_is_too_small_to_prepare_there_counts_on_the_host(
     gpu: Gpu, monkeypatch: pytest.MonkeyPatch, enough: bool
 ) -> None:
-    monkeypatch.setattr("trtbuild.runtime.device_plan.GRAIN", 1)
+    monkeypatch.setattr("trtbuild.runtime.gpu.plan.GRAIN", 1)
     spec = spec_of(heads=3, spacing=(2.0, 2.0, 2.0), **SMALL)
     models = [(on_gpu(spec, gpu, bytes_on_device(SHAPE, SPACING, spec) - (not enough)),)]
     found, predicted = measured(models, ONE, PLAIN), case_bytes(CASE, models, ONE, PLAIN).network

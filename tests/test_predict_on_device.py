@@ -31,9 +31,9 @@ from trtbuild.cli import run
 from trtbuild.config import PredictConfig
 from trtbuild.errors import Cancelled, EngineError, InputError, MissingExtra, OutOfMemory, TrtbuildError
 from trtbuild.runtime import Prediction, Settings
-from trtbuild.runtime.device_attempts import IN_HALF
-from trtbuild.runtime.device_case import NOT_LINEAR
-from trtbuild.runtime.device_entry import DevicePrediction
+from trtbuild.runtime.gpu.attempts import IN_HALF
+from trtbuild.runtime.gpu.case import NOT_LINEAR
+from trtbuild.runtime.gpu.entry import DevicePrediction
 from trtbuild.runtime.null import null_logits
 from trtbuild.runtime.on_device import member_prediction
 from trtbuild.spec import KeepLargestComponent, ModelSpec
@@ -252,7 +252,7 @@ def test_one_case_that_the_gpu_cannot_hold_fails_alone(
     cuda: Cuda, bench: Callable[..., Bench], tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("trtbuild.runtime.device_plan.GRAIN", 1)
+    monkeypatch.setattr("trtbuild.runtime.gpu.plan.GRAIN", 1)
     cuda.memory = 1 << 20
     one = bench()
     images = write_cases(tmp_path / "in", "small")
@@ -469,7 +469,7 @@ def test_memory_that_is_short_while_preparing_is_told(bench: Callable[..., Bench
 
 def test_preparing_keeps_to_the_limit_too(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
     """An image of 1 MB becomes 17 kB on the network's grid."""
-    monkeypatch.setattr("trtbuild.runtime.device_plan.GRAIN", 1)
+    monkeypatch.setattr("trtbuild.runtime.gpu.plan.GRAIN", 1)
     one, data = bench(), noise((1, 64, 64, 64))
     with one.open("tensorrt", device_memory=1 << 20) as predictor, one.open("null") as on_cpu:
         found = predictor.predict_array(data, (0.25, 0.25, 0.25))
@@ -481,8 +481,8 @@ def test_preparing_keeps_to_the_limit_too(bench: Callable[..., Bench], monkeypat
 def test_memory_that_is_short_in_the_network_is_told(
     bench: Callable[..., Bench], cuda: Cuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trtbuild.runtime.device_plan.GRAIN", 1)
-    monkeypatch.setattr("trtbuild.runtime.device_plan.SLAB_BYTES", 2000)
+    monkeypatch.setattr("trtbuild.runtime.gpu.plan.GRAIN", 1)
+    monkeypatch.setattr("trtbuild.runtime.gpu.plan.SLAB_BYTES", 2000)
     one = bench(WHOLES["soft ensemble"])
     expected = one.on_cpu(noise(SHAPE))
     with one.open("tensorrt") as predictor:
@@ -497,8 +497,8 @@ def test_memory_that_is_short_in_the_network_is_told(
 def test_float16_that_a_limit_brings_is_a_warning_of_the_case(
     bench: Callable[..., Bench], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trtbuild.runtime.device_plan.GRAIN", 1)
-    monkeypatch.setattr("trtbuild.runtime.device_plan.SLAB_BYTES", 2000)
+    monkeypatch.setattr("trtbuild.runtime.gpu.plan.GRAIN", 1)
+    monkeypatch.setattr("trtbuild.runtime.gpu.plan.SLAB_BYTES", 2000)
     one, warned = bench(), []
     images = write_cases(tmp_path / "in", "a")
     for limit in ("50K", "36K"):
@@ -511,7 +511,7 @@ def test_float16_that_a_limit_brings_is_a_warning_of_the_case(
 def test_members_of_an_ensemble_keep_to_the_limit_in_float32(
     bench: Callable[..., Bench], cuda: Cuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trtbuild.runtime.device_plan.GRAIN", 1)
+    monkeypatch.setattr("trtbuild.runtime.gpu.plan.GRAIN", 1)
     one = bench(WHOLES["soft ensemble"])
     expected = one.on_cpu(noise(SHAPE))
     for limit in (130_000, 100_000):

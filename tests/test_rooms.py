@@ -64,7 +64,7 @@ DOORS = {
     "numba": {"compiled.py"},
     "llvmlite": {"compiled.py"},
     "pycuda": {"runtime/device.py"},
-    "cuda": {"runtime/nvrtc.py", "runtime/device_graph.py"},
+    "cuda": {"runtime/nvrtc.py", "runtime/gpu/graph.py"},
     "rich": {"show.py", "show_evaluation.py", "show_layers.py", "show_precision.py"},
     "jinja2": {"show_layers.py"},
     "surface_distance": {"accuracy/surface.py"},

@@ -23,7 +23,7 @@ from test_runners import Subject
 
 from trtbuild.errors import EngineError, OutOfMemory, PrecisionMismatch
 from trtbuild.runtime.device import opened_device
-from trtbuild.runtime.device_gpu import Gpu, opened_gpu
+from trtbuild.runtime.gpu.shared import Gpu, opened_gpu
 from trtbuild.runtime.onnxruntime_cuda import OnnxRuntimeCudaRunner, open_onnxruntime_cuda, usable_version
 from trtbuild.runtime.onnxruntime_lanes import DeviceBatches
 from trtbuild.runtime.runner import Runner

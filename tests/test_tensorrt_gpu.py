@@ -24,8 +24,8 @@ from test_tiles import image
 from trtbuild.errors import EngineError, OutOfMemory
 from trtbuild.runtime import Member, Prediction, Settings
 from trtbuild.runtime.device import opened_device
-from trtbuild.runtime.device_case import prediction_on_device
-from trtbuild.runtime.device_gpu import Gpu, engine_from_runner, opened_gpu
+from trtbuild.runtime.gpu.case import prediction_on_device
+from trtbuild.runtime.gpu.shared import Gpu, engine_from_runner, opened_gpu
 from trtbuild.runtime.predictor import Clock, prediction_from_prepared
 from trtbuild.runtime.tensorrt import TensorRTRunner, open_tensorrt
 from trtbuild.spec import BuildRecord, Memory, NoNormalization
@@ -91,7 +91,7 @@ def ten(tmp_path: Path) -> Iterator[Place]:
 
 @pytest.fixture
 def few_replays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trtbuild.runtime.device_graph.REPLAYS", 2)
+    monkeypatch.setattr("trtbuild.runtime.gpu.graph.REPLAYS", 2)
 
 
 def shared_buffers(one: Place) -> list[int]:

@@ -15,7 +15,7 @@ from fake_kernels import give_kernels
 
 from trtbuild.errors import EngineError
 from trtbuild.runtime.device import opened_device
-from trtbuild.runtime.device_gpu import opened_gpu
+from trtbuild.runtime.gpu.shared import opened_gpu
 
 LONG = replace(EXAMPLES["folds"], shape=(1, 19, 40, 23), batch=3)
 
@@ -28,7 +28,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cuda]:
     for name, module in installed(fake).items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr("trtbuild.runtime.device.no_driver", lambda: None)
-    monkeypatch.setattr("trtbuild.runtime.device_graph.REPLAYS", 2)
+    monkeypatch.setattr("trtbuild.runtime.gpu.graph.REPLAYS", 2)
     yield fake
     check_unharmed(fake)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
-from trtbuild.runtime.device_gpu import DeviceEngine, Enqueues, Gpu
+from trtbuild.runtime.gpu.shared import DeviceEngine, Enqueues, Gpu
 from trtbuild.runtime.runner import RunnerInfo
 
 

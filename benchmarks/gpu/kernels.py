@@ -23,7 +23,7 @@ from targets import BANDWIDTH, SLOWEST
 from verdicts import Row, write_rows
 
 from trtbuild.runtime.device import Buffer, opened_device
-from trtbuild.runtime.device_gpu import Gpu, opened_gpu
+from trtbuild.runtime.gpu.shared import Gpu, opened_gpu
 from trtbuild.runtime.nvrtc import kernels_cubin
 
 Before = Callable[[], None]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, cast
 
-from trtbuild.runtime.device_gpu import DeviceEngine, Enqueues
+from trtbuild.runtime.gpu.shared import DeviceEngine, Enqueues
 from trtbuild.runtime.runner import RunnerInfo
 from trtbuild.spec import ModelSpec, TensorSpec
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from trtbuild.bundle import open_bundle
 from trtbuild.runtime import Member, Settings
 from trtbuild.runtime.device import opened_device
-from trtbuild.runtime.device_case import prediction_on_device
-from trtbuild.runtime.device_gpu import DeviceEngine, Enqueues, Gpu, engine_from_runner, opened_gpu
-from trtbuild.runtime.device_prepare import prepared_on_device
+from trtbuild.runtime.gpu.case import prediction_on_device
+from trtbuild.runtime.gpu.prepare import prepared_on_device
+from trtbuild.runtime.gpu.shared import DeviceEngine, Enqueues, Gpu, engine_from_runner, opened_gpu
 from trtbuild.runtime.nvrtc import kernels_cubin
 from trtbuild.runtime.predictor import Clock
 from trtbuild.runtime.select import open_runner

@@ -17,7 +17,7 @@ from trtbuild.volume import Prepared
 from trtbuild.volume.back import Segmentation, way_back
 
 if TYPE_CHECKING:
-    from trtbuild.runtime.device_prepare import DevicePrepared
+    from trtbuild.runtime.gpu.prepare import DevicePrepared
 
 Stages = tuple[Member, ...]
 Prepare = Callable[[int, int, NDArray[Any] | None], Union[Prepared, "DevicePrepared"]]

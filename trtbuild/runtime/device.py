@@ -19,9 +19,9 @@ from numpy.typing import DTypeLike
 
 from trtbuild.errors import EngineError, MissingExtra, OutOfMemory
 from trtbuild.nvinfer import no_driver
-from trtbuild.runtime.device_event import Event
-from trtbuild.runtime.device_graph import Graph, Work
-from trtbuild.runtime.device_parts import Buffer, Closable, Kernel, Module, Pinned, Stream
+from trtbuild.runtime.gpu.event import Event
+from trtbuild.runtime.gpu.graph import Graph, Work
+from trtbuild.runtime.gpu.parts import Buffer, Closable, Kernel, Module, Pinned, Stream
 
 __all__ = ["Buffer", "Device", "Event", "Kernel", "Module", "Pinned", "Stream", "check_device_usable", "opened_device"]
 

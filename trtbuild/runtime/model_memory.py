@@ -14,8 +14,8 @@ from itertools import pairwise
 import numpy as np
 
 from trtbuild.runtime.case import Stages
-from trtbuild.runtime.device_plan import CALLS, SLAB_BYTES, joined_rows
-from trtbuild.runtime.device_prepare_plan import bytes_on_device
+from trtbuild.runtime.gpu.plan import CALLS, SLAB_BYTES, joined_rows
+from trtbuild.runtime.gpu.prepare_plan import bytes_on_device
 from trtbuild.runtime.predictor import Member, Settings
 from trtbuild.runtime.slabs import Row, accumulator_depth, rows_of_plan
 from trtbuild.runtime.tiles import TilePlan, patch3, tile_plan

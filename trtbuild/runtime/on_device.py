@@ -23,8 +23,8 @@ from trtbuild.volume import Prepared, prepared_from_array
 if TYPE_CHECKING:
     import numpy as np
 
-    from trtbuild.runtime.device_gpu import DeviceEngine, Gpu
-    from trtbuild.runtime.device_prepare import DevicePrepared
+    from trtbuild.runtime.gpu.prepare import DevicePrepared
+    from trtbuild.runtime.gpu.shared import DeviceEngine, Gpu
     from trtbuild.runtime.slabs import Logits
 
 Report = Callable[[str], None]
@@ -60,7 +60,7 @@ def prepared_for_member(
     """
     if member.device is None or labels is not None:
         return prepared_from_array(data, spacing, member.spec, labels)
-    from trtbuild.runtime.device_prepare import prepared_on_device
+    from trtbuild.runtime.gpu.prepare import prepared_on_device
 
     try:
         return prepared_on_device(data, spacing, member.spec, member.device.gpu, member.device.limit)
@@ -83,11 +83,11 @@ def member_prediction(
         return prediction_from_prepared(on_host(prepared), member, settings, progress, clock)
     place = member.device
     if place.others:
-        from trtbuild.runtime.device_split import prediction_on_devices
+        from trtbuild.runtime.gpu.split import prediction_on_devices
 
         places = (place, *place.others)
         return prediction_on_devices(prepared, member, settings, places, progress, report, clock)
-    from trtbuild.runtime.device_case import prediction_on_device
+    from trtbuild.runtime.gpu.case import prediction_on_device
 
     return prediction_on_device(
         prepared, member, settings, place.engines, place.gpu, progress, report, clock, place.limit
@@ -102,10 +102,10 @@ def member_logits(
         return case_logits(on_host(prepared), member, settings, progress)
     place = member.device
     if place.others:
-        from trtbuild.runtime.device_split import case_logits_on_devices
+        from trtbuild.runtime.gpu.split import case_logits_on_devices
 
         return case_logits_on_devices(prepared, member, settings, (place, *place.others), progress, report)
-    from trtbuild.runtime.device_case import case_logits_on_device
+    from trtbuild.runtime.gpu.case import case_logits_on_device
 
     return case_logits_on_device(prepared, member, settings, place.engines, place.gpu, progress, report, place.limit)
 

@@ -22,7 +22,7 @@ from trtbuild.runtime.runner import RunnerInfo
 from trtbuild.spec import BuildRecord, Precision
 
 if TYPE_CHECKING:
-    from trtbuild.runtime.device_gpu import Gpu
+    from trtbuild.runtime.gpu.shared import Gpu
 
 NAME = "onnxruntime-cuda"
 COMPUTED: Mapping[Precision, str] = {"fp32": "f32", "fp16": "f16"}

@@ -13,7 +13,7 @@ from trtbuild.runtime.runner import Runner
 from trtbuild.spec import BuildRecord
 
 if TYPE_CHECKING:
-    from trtbuild.runtime.device_gpu import Enqueues, Gpu
+    from trtbuild.runtime.gpu.shared import Enqueues, Gpu
 
 AUTO = "auto"
 
@@ -115,7 +115,7 @@ DEVICE_OPENERS: Mapping[str, Callable[[BuildRecord, Path, int | None, Gpu | None
     "onnxruntime-cuda": _open_onnxruntime_cuda,
 }
 DEVICE_BACKENDS = tuple(DEVICE_OPENERS)
-"""Their runners take work that is on a GPU already (`device_gpu.Enqueues`)."""
+"""Their runners take work that is on a GPU already (`gpu.shared.Enqueues`)."""
 
 
 def open_runner(record: BuildRecord, model: Path, *, threads: int | None = None, gpu: Gpu | None = None) -> Runner:

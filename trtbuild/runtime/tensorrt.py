@@ -25,7 +25,7 @@ from trtbuild.runtime.tensorrt_lanes import Slots, TensorRTLane
 from trtbuild.spec import BuildRecord, Profile
 
 if TYPE_CHECKING:
-    from trtbuild.runtime.device_gpu import Gpu
+    from trtbuild.runtime.gpu.shared import Gpu
 
 PARALLEL = 1
 """Calls at once. `stream` has one lane more, so that copies run beside kernels; each lane holds its activations, and
@@ -36,7 +36,7 @@ class TensorRTRunner(LaneRunner):
     """A Runner, and the same engine for work that is on the GPU already.
 
     Opened for a Gpu, it `shares_memory` with the others there, and where it is `capturable` its calls may become CUDA
-    graphs (`device_gpu.OfGpu`).
+    graphs (`gpu.shared.OfGpu`).
     """
 
     def __init__(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trtbuild.runtime.device import Buffer
-from trtbuild.runtime.device_contexts import ContextMemory
+from trtbuild.runtime.gpu.contexts import ContextMemory
 
 if TYPE_CHECKING:
     from trtbuild.runtime.tensorrt_engine import LoadedEngine

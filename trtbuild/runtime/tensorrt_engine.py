@@ -8,7 +8,7 @@ from typing import Any
 from trtbuild.errors import EngineError, OutOfMemory
 from trtbuild.nvinfer import Nvinfer
 from trtbuild.runtime.device import NO_ROOM, Device
-from trtbuild.runtime.device_contexts import ContextMemory
+from trtbuild.runtime.gpu.contexts import ContextMemory
 from trtbuild.runtime.runtime_cache import KeptCache, keep_cache, kept_cache
 from trtbuild.runtime.tensorrt_context import Context
 from trtbuild.runtime.tensorrt_fit import rebuild_hint

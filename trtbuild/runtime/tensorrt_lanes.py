@@ -19,7 +19,7 @@ from trtbuild.runtime.tensorrt_engine import LoadedEngine
 from trtbuild.spec import Profile
 
 if TYPE_CHECKING:
-    from trtbuild.runtime.device_gpu import Gpu
+    from trtbuild.runtime.gpu.shared import Gpu
 
 FLOAT = 4
 """Bytes of a float32."""

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from trtbuild.runtime.device_parallel import at_once, named_error
+from trtbuild.runtime.gpu.parallel import at_once, named_error
 from trtbuild.steps.folder_run.case_queue import CaseQueue
 from trtbuild.steps.folder_run.ending import Outcome
 from trtbuild.steps.folder_run.flow import one_case

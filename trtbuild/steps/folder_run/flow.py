@@ -24,7 +24,7 @@ from trtbuild.steps.folder_run.planning import CasePlan
 from trtbuild.steps.folder_run.writing import Place, write_case
 
 if TYPE_CHECKING:
-    from trtbuild.runtime.device_prepare import DevicePrepared
+    from trtbuild.runtime.gpu.prepare import DevicePrepared
     from trtbuild.volume import Prepared
     from trtbuild.volume.cases import Case
     from trtbuild.volume.image import Image

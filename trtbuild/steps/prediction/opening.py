@@ -18,7 +18,7 @@ from trtbuild.runtime.warm import loops_loading
 from trtbuild.spec import BuildRecord, NetworkRecord
 
 if TYPE_CHECKING:
-    from trtbuild.runtime.device_gpu import Enqueues, Gpu
+    from trtbuild.runtime.gpu.shared import Enqueues, Gpu
     from trtbuild.runtime.runner import Runner
 
 Engine = tuple[NetworkRecord, BuildRecord]
@@ -133,7 +133,7 @@ def _opened_gpu(index: int, stack: ExitStack) -> Gpu:
         EngineError, MissingExtra, OutOfMemory: see `opened_device`, `kernels_cubin` and `opened_gpu`.
     """
     from trtbuild.runtime.device import opened_device
-    from trtbuild.runtime.device_gpu import opened_gpu
+    from trtbuild.runtime.gpu.shared import opened_gpu
     from trtbuild.runtime.nvrtc import kernels_cubin
 
     device = stack.enter_context(opened_device(index))
@@ -206,7 +206,7 @@ def _member(
 
 
 def _place(runners: Sequence[Runner], records: Sequence[BuildRecord], gpu: Gpu, limit: int | None) -> OnDevice:
-    from trtbuild.runtime.device_gpu import engine_from_runner
+    from trtbuild.runtime.gpu.shared import engine_from_runner
 
     pairs = zip(runners, records, strict=True)
     engines = tuple(engine_from_runner(cast("Enqueues", runner), record) for runner, record in pairs)

@@ -26,8 +26,8 @@ from trtbuild.steps.prediction.on_gpu import member_for_image_on_gpu
 from trtbuild.steps.prediction.opening import Model, Wishes, open_model
 
 if TYPE_CHECKING:
-    from trtbuild.runtime.device_entry import DevicePrediction
-    from trtbuild.runtime.device_prepare import DevicePrepared
+    from trtbuild.runtime.gpu.entry import DevicePrediction
+    from trtbuild.runtime.gpu.prepare import DevicePrepared
     from trtbuild.runtime.runner import RunnerInfo
     from trtbuild.volume import Prepared
 
@@ -179,7 +179,7 @@ class Predictor:
         """
         from threadpoolctl import threadpool_limits
 
-        from trtbuild.runtime.device_entry import prediction_from_device_array
+        from trtbuild.runtime.gpu.entry import prediction_from_device_array
 
         self._check_open()
         member = member_for_image_on_gpu(self.models, self.recipe, self.given_previous)

@@ -16,7 +16,7 @@ from trtbuild.errors import EngineError, MissingExtra, OutOfMemory
 
 if TYPE_CHECKING:
     from trtbuild.runtime.device import Device
-    from trtbuild.runtime.device_parts import Stream
+    from trtbuild.runtime.gpu.parts import Stream
 
 REPLAYS = 16
 """Launches from which on a graph is made. To capture a call costs the host as much as the call, to make a graph of it

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from trtbuild.runtime.device_tables import Group, table_bytes
+from trtbuild.runtime.gpu.tables import Group, table_bytes
 from trtbuild.runtime.slabs import Accumulator, Row, accumulator_depth
 from trtbuild.runtime.tiles import TilePlan, patch3
 from trtbuild.spec import ModelSpec

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from trtbuild.errors import OutOfMemory
-from trtbuild.runtime.device_gpu import DeviceEngine, Gpu
-from trtbuild.runtime.device_plan import DevicePlan, device_plans, fitting_plan, in_grains
-from trtbuild.runtime.device_sizes import DeviceCase
+from trtbuild.runtime.gpu.plan import DevicePlan, device_plans, fitting_plan, in_grains
+from trtbuild.runtime.gpu.shared import DeviceEngine, Gpu
+from trtbuild.runtime.gpu.sizes import DeviceCase
 from trtbuild.runtime.predictor import Settings
 from trtbuild.runtime.slabs import Accumulator
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from trtbuild.errors import EngineError
 from trtbuild.runtime.device import Buffer
-from trtbuild.runtime.device_gpu import Gpu
+from trtbuild.runtime.gpu.shared import Gpu
 from trtbuild.spec import CT, NoNormalization, Normalization, RescaleTo01, RGBTo01, ZScore
 from trtbuild.stitch import preparation_launches as kernels
 from trtbuild.stitch.launches import Launch

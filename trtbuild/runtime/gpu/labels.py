@@ -9,7 +9,7 @@ import numpy as np
 
 from trtbuild.errors import EngineError
 from trtbuild.runtime.device import Buffer
-from trtbuild.runtime.dlpack import CUDA, exported, is_exported
+from trtbuild.runtime.gpu.dlpack import CUDA, exported, is_exported
 
 
 class DeviceLabels:

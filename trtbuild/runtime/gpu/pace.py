@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from trtbuild.runtime.device import Event
-from trtbuild.runtime.device_gpu import Gpu
+from trtbuild.runtime.gpu.shared import Gpu
 from trtbuild.runtime.predictor import Progress, tell
 
 PACE = 16

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from trtbuild.errors import EngineError
 from trtbuild.runtime.device import Buffer
-from trtbuild.runtime.device_attempts import Report, accumulators_of, in_memory
-from trtbuild.runtime.device_gpu import DeviceEngine, Gpu
-from trtbuild.runtime.device_outputs import Output, label_output, logit_output, probability_output
-from trtbuild.runtime.device_plan import DevicePlan
-from trtbuild.runtime.device_prepare import DevicePrepared, closed_after, shape_of
-from trtbuild.runtime.device_rows import added_rows
-from trtbuild.runtime.device_run import Run, allocated
-from trtbuild.runtime.device_sizes import DeviceCase
+from trtbuild.runtime.gpu.attempts import Report, accumulators_of, in_memory
+from trtbuild.runtime.gpu.outputs import Output, label_output, logit_output, probability_output
+from trtbuild.runtime.gpu.plan import DevicePlan
+from trtbuild.runtime.gpu.prepare import DevicePrepared, closed_after, shape_of
+from trtbuild.runtime.gpu.rows import added_rows
+from trtbuild.runtime.gpu.run import Run, allocated
+from trtbuild.runtime.gpu.shared import DeviceEngine, Gpu
+from trtbuild.runtime.gpu.sizes import DeviceCase
 from trtbuild.runtime.predictor import Clock, Member, Prediction, Progress, Settings, tell
 from trtbuild.runtime.tiles import tile_plan
 from trtbuild.volume import Prepared

@@ -13,9 +13,9 @@ from numpy.typing import DTypeLike, NDArray
 
 from trtbuild.errors import EngineError
 from trtbuild.runtime.device import Buffer, Device, Module, Pinned, Stream
-from trtbuild.runtime.device_contexts import ContextMemory
-from trtbuild.runtime.device_graph import Call, Graphs
-from trtbuild.runtime.device_staging import Staging
+from trtbuild.runtime.gpu.contexts import ContextMemory
+from trtbuild.runtime.gpu.graph import Call, Graphs
+from trtbuild.runtime.gpu.staging import Staging
 from trtbuild.runtime.runner import Runner
 from trtbuild.spec import BuildRecord
 from trtbuild.stitch.launches import Float, Launch

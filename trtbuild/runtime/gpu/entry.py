@@ -12,19 +12,19 @@ import numpy as np
 
 from trtbuild.errors import EngineError, InputError
 from trtbuild.runtime.device import Buffer
-from trtbuild.runtime.device_array import SharedArray, shared_array
-from trtbuild.runtime.device_attempts import accumulators_of, in_memory
-from trtbuild.runtime.device_case import (
+from trtbuild.runtime.gpu.array import SharedArray, shared_array
+from trtbuild.runtime.gpu.attempts import accumulators_of, in_memory
+from trtbuild.runtime.gpu.case import (
     NOT_LINEAR,
     arrays_of_case,
     device_case,
     finished_on_host,
 )
-from trtbuild.runtime.device_gpu import Gpu
-from trtbuild.runtime.device_labels import DeviceLabels
-from trtbuild.runtime.device_plan import DevicePlan, in_grains
-from trtbuild.runtime.device_prepare import DevicePrepared, closed_after, prepared_from_image
-from trtbuild.runtime.device_prepare_plan import FLOAT, check_room
+from trtbuild.runtime.gpu.labels import DeviceLabels
+from trtbuild.runtime.gpu.plan import DevicePlan, in_grains
+from trtbuild.runtime.gpu.prepare import DevicePrepared, closed_after, prepared_from_image
+from trtbuild.runtime.gpu.prepare_plan import FLOAT, check_room
+from trtbuild.runtime.gpu.shared import Gpu
 from trtbuild.runtime.on_device import OnDevice
 from trtbuild.runtime.predictor import EMPTY, Clock, Member, Progress, Settings, tell
 from trtbuild.spec import ModelSpec

@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 
 from trtbuild.errors import OutOfMemory
-from trtbuild.runtime.device_gpu import Gpu
-from trtbuild.runtime.device_plan import MEGABYTE, in_grains
+from trtbuild.runtime.gpu.plan import MEGABYTE, in_grains
+from trtbuild.runtime.gpu.shared import Gpu
 from trtbuild.spec import ModelSpec, Resampling, ZScore
 from trtbuild.stitch.launches import Three
 from trtbuild.stitch.preparation_launches import FOLD

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbuild.runtime.device_gpu import DeviceEngine
-from trtbuild.runtime.device_pace import Pace
-from trtbuild.runtime.device_run import Run
-from trtbuild.runtime.device_sizes import KINDS
-from trtbuild.runtime.device_tables import TILE_BYTES, Group, windows_of_group
+from trtbuild.runtime.gpu.pace import Pace
+from trtbuild.runtime.gpu.run import Run
+from trtbuild.runtime.gpu.shared import DeviceEngine
+from trtbuild.runtime.gpu.sizes import KINDS
+from trtbuild.runtime.gpu.tables import TILE_BYTES, Group, windows_of_group
 from trtbuild.runtime.predictor import Progress
 from trtbuild.runtime.slabs import Row, not_finite_logits
 from trtbuild.runtime.tiles import Tile

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trtbuild.runtime.device import Buffer, Device, Stream
-from trtbuild.runtime.device_graph import Graphs
+from trtbuild.runtime.gpu.graph import Graphs
 
 
 class ContextMemory:

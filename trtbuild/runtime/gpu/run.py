@@ -11,11 +11,11 @@ import numpy as np
 
 from trtbuild.errors import EngineError, NonFinite
 from trtbuild.runtime.device import Buffer
-from trtbuild.runtime.device_gpu import DeviceEngine, Gpu
-from trtbuild.runtime.device_plan import DevicePlan
-from trtbuild.runtime.device_prepare import DevicePrepared
-from trtbuild.runtime.device_sizes import DeviceCase
-from trtbuild.runtime.device_tables import Tables, tables_of_case
+from trtbuild.runtime.gpu.plan import DevicePlan
+from trtbuild.runtime.gpu.prepare import DevicePrepared
+from trtbuild.runtime.gpu.shared import DeviceEngine, Gpu
+from trtbuild.runtime.gpu.sizes import DeviceCase
+from trtbuild.runtime.gpu.tables import Tables, tables_of_case
 from trtbuild.runtime.slabs import window_weights
 from trtbuild.stitch.preparation_launches import UNSET, contiguous, not_finite
 from trtbuild.volume import Prepared

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbuild.runtime.device_run import Run
-from trtbuild.runtime.device_sizes import BYTES, KINDS, label_bytes
-from trtbuild.runtime.device_tables import TAP_BYTES
+from trtbuild.runtime.gpu.run import Run
+from trtbuild.runtime.gpu.sizes import BYTES, KINDS, label_bytes
+from trtbuild.runtime.gpu.tables import TAP_BYTES
 from trtbuild.stitch.launches import Label, Logits, TapAddresses, labels, probabilities
 from trtbuild.volume.back import Segmentation, empty_segmentation, ready_slices
 

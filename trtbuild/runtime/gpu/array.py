@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from trtbuild.errors import InputError
-from trtbuild.runtime.device_gpu import Gpu
-from trtbuild.runtime.dlpack import CPU, CUDA, CUDA_MANAGED, Tensor, taken
+from trtbuild.runtime.gpu.dlpack import CPU, CUDA, CUDA_MANAGED, Tensor, taken
+from trtbuild.runtime.gpu.shared import Gpu
 
 TYPES = {
     (code, 8 * size): np.dtype(f"{kind}{size}")

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from trtbuild.errors import OutOfMemory
-from trtbuild.runtime.device_sizes import DeviceCase, Labels, buffer_bytes, label_plane, probability_plane
-from trtbuild.runtime.device_tables import Group, groups_of_rows
+from trtbuild.runtime.gpu.sizes import DeviceCase, Labels, buffer_bytes, label_plane, probability_plane
+from trtbuild.runtime.gpu.tables import Group, groups_of_rows
 from trtbuild.runtime.slabs import Accumulator, Row, accumulator_depth, rows_of_plan
 from trtbuild.volume.back import first_needed, ready_slices
 

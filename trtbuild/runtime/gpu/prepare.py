@@ -14,11 +14,10 @@ from numpy.typing import ArrayLike
 
 from trtbuild.errors import EngineError
 from trtbuild.runtime.device import Buffer
-from trtbuild.runtime.device_gpu import Gpu
-from trtbuild.runtime.device_image import bad_plane, not_finite_voxel, taken_memory, upload_image
-from trtbuild.runtime.device_normalize import Memory, box_on_device, fill_mask, normalize_channel
-from trtbuild.runtime.device_plan import in_grains
-from trtbuild.runtime.device_prepare_plan import (
+from trtbuild.runtime.gpu.image import bad_plane, not_finite_voxel, taken_memory, upload_image
+from trtbuild.runtime.gpu.normalize import Memory, box_on_device, fill_mask, normalize_channel
+from trtbuild.runtime.gpu.plan import in_grains
+from trtbuild.runtime.gpu.prepare_plan import (
     Resizing,
     case_sizes,
     check_room,
@@ -26,7 +25,8 @@ from trtbuild.runtime.device_prepare_plan import (
     resizing_of_case,
     words_bytes,
 )
-from trtbuild.runtime.device_resample import placed_operators, resample_channel
+from trtbuild.runtime.gpu.resample import placed_operators, resample_channel
+from trtbuild.runtime.gpu.shared import Gpu
 from trtbuild.spec import ModelSpec
 from trtbuild.stitch.preparation_launches import Image, contiguous
 from trtbuild.volume import CaseGrid, Prepared

@@ -1,6 +1,6 @@
 """One case on several GPUs: each runs a contiguous range of the rows of windows, and the host adds what they found.
 
-Every GPU gets the slices of the image that its windows cover, and gives their mean logits (`device_split_parts`).
+Every GPU gets the slices of the image that its windows cover, and gives their mean logits (`gpu.split_parts`).
 
 What it costs besides the network: all logits come to the host (4 bytes per voxel and class, against 1 or 2 for labels
 that one GPU makes), stand there twice, and the CPU makes the labels. It pays where the network takes far longer than
@@ -16,24 +16,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from trtbuild.runtime.device_attempts import Report, in_memory
-from trtbuild.runtime.device_case import (
+from trtbuild.runtime.gpu.attempts import Report, in_memory
+from trtbuild.runtime.gpu.case import (
     arrays_of_case,
     case_logits_on_device,
     device_case,
     finished_on_host,
     prediction_on_device,
 )
-from trtbuild.runtime.device_parallel import Share, run_shares
-from trtbuild.runtime.device_prepare import DevicePrepared, closed_after, shape_of
-from trtbuild.runtime.device_split_parts import Part, merged_logits, parts_of_case
+from trtbuild.runtime.gpu.parallel import Share, run_shares
+from trtbuild.runtime.gpu.prepare import DevicePrepared, closed_after, shape_of
+from trtbuild.runtime.gpu.split_parts import Part, merged_logits, parts_of_case
 from trtbuild.runtime.predictor import Clock, Member, Prediction, Progress, Settings
 from trtbuild.runtime.tiles import tile_plan
 from trtbuild.volume import Prepared
 from trtbuild.volume.back import Logits
 
 if TYPE_CHECKING:
-    from trtbuild.runtime.device_gpu import Gpu
+    from trtbuild.runtime.gpu.shared import Gpu
     from trtbuild.runtime.on_device import OnDevice
 
 

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtbuild.runtime.device import Buffer
-from trtbuild.runtime.device_gpu import Gpu
-from trtbuild.runtime.device_normalize import Memory, reset_words
-from trtbuild.runtime.device_prepare_plan import Kind, Resizing, Step
+from trtbuild.runtime.gpu.normalize import Memory, reset_words
+from trtbuild.runtime.gpu.prepare_plan import Kind, Resizing, Step
+from trtbuild.runtime.gpu.shared import Gpu
 from trtbuild.stitch.launches import Three
 from trtbuild.stitch.preparation_launches import clip, contiguous, extremes, packed_operator, resize
 from trtbuild.volume.resampling import nearest_index

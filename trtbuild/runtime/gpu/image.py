@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from trtbuild.errors import InputError
 from trtbuild.runtime.device import Buffer
-from trtbuild.runtime.device_gpu import Gpu
-from trtbuild.runtime.device_normalize import Memory, first_not_finite
-from trtbuild.runtime.device_prepare_plan import FLOAT
+from trtbuild.runtime.gpu.normalize import Memory, first_not_finite
+from trtbuild.runtime.gpu.prepare_plan import FLOAT
+from trtbuild.runtime.gpu.shared import Gpu
 from trtbuild.spec import ModelSpec
 from trtbuild.stitch.preparation_launches import Image, normalize
 from trtbuild.volume.preparation.checks import not_finite

@@ -13,7 +13,7 @@ from trtbuild.errors import EngineError
 
 if TYPE_CHECKING:
     from trtbuild.runtime.device import Device
-    from trtbuild.runtime.device_event import Event
+    from trtbuild.runtime.gpu.event import Event
 
 Triple = tuple[int, int, int]
 
