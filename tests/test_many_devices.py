@@ -89,8 +89,15 @@ class FakeGpu(Predictor):
         return True
 
     def prepared(
-        self, model: int, stage: int, data: NDArray[Any], spacing: Any, labels: NDArray[Any] | None
+        self,
+        model: int,
+        stage: int,
+        data: NDArray[Any],
+        spacing: Any,
+        labels: NDArray[Any] | None,
+        uploaded: Any = None,
     ) -> Prepared:
+        assert uploaded is None, "several GPUs take nothing ahead"
         self.diary.prepared.append((self.device, model, stage))
         return prepared_from_array(data, spacing, self.models[model].stages[stage].spec, labels)
 

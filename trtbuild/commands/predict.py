@@ -87,7 +87,8 @@ DICOM = "dicom_seg"
     default="0",
     show_default=True,
     metavar="NUMBERS",
-    help="GPUs for engines that need one, such as 0,1. The cases go over all of them.",
+    help="GPUs for engines that need one, such as 0,1, all of one kind. The cases go over them; a single case is "
+    "shared among them (not with -num_parts).",
 )
 @click.option(
     "--max-device-memory",

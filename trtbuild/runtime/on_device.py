@@ -23,6 +23,7 @@ from trtbuild.volume import Prepared, prepared_from_array
 if TYPE_CHECKING:
     import numpy as np
 
+    from trtbuild.runtime.device import Buffer
     from trtbuild.runtime.gpu.prepare import DevicePrepared
     from trtbuild.runtime.gpu.shared import DeviceEngine, Gpu
     from trtbuild.runtime.slabs import Logits
@@ -50,7 +51,11 @@ class PreparedInstead(Prepared):
 
 
 def prepared_for_member(
-    data: ArrayLike, spacing: Sequence[float], member: Member, labels: NDArray[np.integer] | None
+    data: ArrayLike,
+    spacing: Sequence[float],
+    member: Member,
+    labels: NDArray[np.integer] | None,
+    uploaded: Buffer | None = None,
 ) -> Prepared | DevicePrepared:
     """The case as the member's network sees it: on its GPU, or on the host for a CPU, and where `labels` of a cascade's
     first stage come from the host. Arguments and errors are those of `prepared_from_array`.
@@ -63,7 +68,7 @@ def prepared_for_member(
     from trtbuild.runtime.gpu.prepare import prepared_on_device
 
     try:
-        return prepared_on_device(data, spacing, member.spec, member.device.gpu, member.device.limit)
+        return prepared_on_device(data, spacing, member.spec, member.device.gpu, member.device.limit, uploaded)
     except OutOfMemory as error:
         note = f"The GPU had no memory to prepare the case ({error.got}): the host prepared it."
     prepared = prepared_from_array(data, spacing, member.spec)  # outside `except`, whose error holds what was there

@@ -14,6 +14,7 @@ from trtbuild.runtime.device import Buffer
 from trtbuild.runtime.gpu.normalize import Memory, first_not_finite
 from trtbuild.runtime.gpu.prepare_plan import FLOAT
 from trtbuild.runtime.gpu.shared import Gpu
+from trtbuild.runtime.gpu.staging import Staging
 from trtbuild.spec import ModelSpec
 from trtbuild.stitch.preparation_launches import Image, normalize
 from trtbuild.volume.preparation.checks import not_finite
@@ -31,16 +32,22 @@ def taken_memory(gpu: Gpu, sizes: Mapping[str, int]) -> Iterator[dict[str, Buffe
         yield memory
 
 
-def upload_image(given: NDArray[Any], buffer: Buffer, gpu: Gpu) -> None:
-    """Copies an image to the device as float32, in C order.
+def upload_image(given: NDArray[Any], buffer: Buffer, copies: Staging) -> None:
+    """Copies an image to the device as float32, in C order; done at the end."""
+    for _ in image_pieces(given, buffer, copies):
+        pass
+    copies.settle()
+
+
+def image_pieces(given: NDArray[Any], buffer: Buffer, copies: Staging) -> Iterator[None]:
+    """As `upload_image`, a piece at each step.
 
     It becomes float32 on the host, piece by piece where it is copied to page-locked memory anyway: that is the rounding
     of the CPU path, of every type that NumPy has, and takes no memory but a channel's where its voxels do not follow
-    one another.
+    one another. What becomes infinite is found on the device.
     """
     for number, channel in enumerate(given):
-        with np.errstate(over="ignore"):  # what becomes infinite is found on the device
-            gpu.upload(buffer, channel, offset=FLOAT * number * channel.size, dtype=np.float32)
+        yield from copies.pieces(buffer, channel, offset=FLOAT * number * channel.size, dtype=np.float32)
 
 
 def bad_plane(image: Image, gpu: Gpu, memory: Memory) -> tuple[int, int] | None:

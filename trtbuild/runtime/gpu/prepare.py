@@ -66,7 +66,12 @@ def closed_after(prepared: Prepared | DevicePrepared) -> Iterator[None]:
 
 
 def prepared_on_device(
-    data: ArrayLike, spacing: Sequence[float], spec: ModelSpec, gpu: Gpu, limit: int | None = None
+    data: ArrayLike,
+    spacing: Sequence[float],
+    spec: ModelSpec,
+    gpu: Gpu,
+    limit: int | None = None,
+    uploaded: Buffer | None = None,
 ) -> DevicePrepared:
     """Transposes, crops, normalises and resamples one case.
 
@@ -76,6 +81,7 @@ def prepared_on_device(
         spec: the model, without a previous stage.
         gpu: where.
         limit: bytes of device memory that this may take, where the user named one.
+        uploaded: the very `data` on the device already (`uploads`), which stays the caller's.
 
     Returns the case, to be closed; nothing else is left on the device, whatever happens.
 
@@ -87,12 +93,15 @@ def prepared_on_device(
     """
     given, millimetres = checked_array(data, spec), checked_spacing(spacing)
     checked_previous(None, given.shape[1:], spec)
-    sizes = image_sizes(given.shape[1:], spec)
+    sizes = dict(image_sizes(given.shape[1:], spec))
+    if uploaded is not None:
+        del sizes["image"]
     check_room(sizes.values(), gpu, limit, 0, given.shape[1:])
     with _result() as kept, taken_memory(gpu, sizes) as memory:
-        upload_image(given, memory["image"], gpu)
+        if uploaded is None:
+            upload_image(given, memory["image"], gpu.copies)
         z, y, x = given.shape[1:]
-        image = contiguous(memory["image"].address, (z, y, x), len(given))
+        image = contiguous((uploaded or memory["image"]).address, (z, y, x), len(given))
         if bad_plane(image, gpu, memory) is not None:
             checked_image(given, spec)  # names the voxel, and its value before it became a float32
             raise EngineError("The image changed while it was prepared.", hint="hand over an array of your own")

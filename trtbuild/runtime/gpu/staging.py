@@ -40,12 +40,25 @@ class Staging:
         Raises:
             EngineError: it does not fit, or the device failed.
         """
+        for _ in self.pieces(target, source, offset=offset, dtype=dtype):
+            pass
+        self.settle()
+
+    def pieces(
+        self, target: Buffer, source: NDArray[Any], *, offset: int = 0, dtype: DTypeLike | None = None
+    ) -> Iterator[None]:
+        """As `upload`, a piece at each step: its copy is begun, and only that of the last but one waited for."""
         kind, flat = np.dtype(source.dtype if dtype is None else dtype), source.reshape(-1)
         for first, last, half, event in self._pieces(len(flat), kind):
             event.wait()  # before the half is written again
-            half[...] = flat[first:last]
+            with np.errstate(over="ignore"):  # float32 has a smaller range than float64: infinity, as in NumPy
+                half[...] = flat[first:last]
             self._stream.copy_in(target, half, offset + kind.itemsize * first)
             self._stream.mark(event)
+            yield
+
+    def settle(self) -> None:
+        """Wait until all copies are done."""
         self._stream.synchronize()
 
     def download(self, target: NDArray[Any], source: Buffer, offset: int = 0) -> None:

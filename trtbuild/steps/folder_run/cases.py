@@ -29,6 +29,7 @@ from trtbuild.steps.folder_run.workers import open_workers
 from trtbuild.steps.prediction.predictor import Predictor
 
 if TYPE_CHECKING:
+    from trtbuild.runtime.gpu.uploads import Uploads
     from trtbuild.volume.cases import Case
 
 
@@ -100,6 +101,7 @@ def predict_cases(config: PredictConfig, events: Events | None = None) -> Summar
             planner=_planner(config, predictor, predictors, source),
             ending=ending,
             events=events,
+            uploads=_uploads(config, predictor, stack),
         )
         if len(predictors) > 1 and not shared:
             outcomes = run_cases_on_devices(cases, run, predictors)
@@ -126,6 +128,16 @@ def _planner(
     _, *others = predictors.values()
     planner = planner_of_run(predictor, _settings(config, predictor), config.max_memory, source)
     return replace(planner, base=planner.base + sum(map(host_growth, others)))
+
+
+def _uploads(config: PredictConfig, predictor: Predictor, stack: ExitStack) -> Uploads | None:
+    """What takes images ahead to the only GPU. A limit to its memory is one for each case, and has no room for two."""
+    gpu = predictor.models[0].gpu
+    if gpu is None or len(config.devices) > 1 or not config.preparing or config.device_memory is not None:
+        return None
+    from trtbuild.runtime.gpu.uploads import opened_uploads
+
+    return stack.enter_context(opened_uploads(gpu)) if predictor.on_device else None
 
 
 def _cases(config: PredictConfig, folder: Folder, beside: Callable[[Case], Sequence[Path]]) -> Sequence[Case]:

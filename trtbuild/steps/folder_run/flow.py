@@ -25,6 +25,7 @@ from trtbuild.steps.folder_run.writing import Place, write_case
 
 if TYPE_CHECKING:
     from trtbuild.runtime.gpu.prepare import DevicePrepared
+    from trtbuild.runtime.gpu.uploads import Uploads
     from trtbuild.volume import Prepared
     from trtbuild.volume.cases import Case
     from trtbuild.volume.image import Image
@@ -50,7 +51,7 @@ def run_cases(cases: Sequence[Case], run: Run) -> None:
         current = replace(current, plan=plan)
         run.events.case_started(plan)
         next_reading = run.source.submit(following.request) if following is not None and early else None
-        current, work = one_case(current, reading, run)
+        current, work = one_case(current, reading, run, next_reading)
         reading = None  # its arrays must not live as long as the writing
         if work is not None:
             run.ending.write(work)
@@ -87,13 +88,18 @@ def _next(items: Iterator[Ahead | Outcome]) -> tuple[Ahead | None, list[Outcome]
     return None, skipped
 
 
-def one_case(ahead: Ahead, reading: Future[Reading], run: Run) -> tuple[Ahead, Callable[[], Outcome] | None]:
-    """Waits for the case and predicts it; returns it with its size, and what will write it, None where it failed."""
+def one_case(
+    ahead: Ahead, reading: Future[Reading], run: Run, following: Future[Reading] | None = None
+) -> tuple[Ahead, Callable[[], Outcome] | None]:
+    """Waits for the case and predicts it; returns it with its size, and what will write it, None where it failed.
+
+    The image of `following`, as soon as it is read, goes to the GPU meanwhile where `run.uploads` is given.
+    """
     case, targets = ahead.case.id, run.targets(ahead.case.id)
     try:
         ready = reading.result()
         ahead = sized(ahead, ready.image, run)
-        prediction = _predicted(ahead, ready, run)
+        prediction = _predicted(ahead, ready, run, following)
     except (*CASE_ERRORS, MemoryError) as error:
         run.ending.ended(failed_outcome(case, error, ahead.plan.peak))
         return ahead, None
@@ -123,11 +129,13 @@ def one_case(ahead: Ahead, reading: Future[Reading], run: Run) -> tuple[Ahead, C
     return ahead, write
 
 
-def _predicted(ahead: Ahead, reading: Reading, run: Run) -> Prediction:
+def _predicted(ahead: Ahead, reading: Reading, run: Run, following: Future[Reading] | None) -> Prediction:
     case, events = ahead.case.id, run.events
 
     def progress(stage: str, done: int, total: int) -> bool | None:
         run.ending.settle(wait=False)
+        if stage == "network" and done and run.uploads is not None:  # by then the case has all its memory
+            _upload_more(following, run.uploads)
         events.case_progress(case, stage, done, total)
         return None if events.progress is None else events.progress(stage, done, total)
 
@@ -136,6 +144,12 @@ def _predicted(ahead: Ahead, reading: Reading, run: Run) -> Prediction:
     later = prediction.seconds.get("prepare", 0.0)
     first = {"read": reading.seconds["read"], "prepare": reading.seconds["prepare"] + later}
     return replace(prediction, seconds={**prediction.seconds, **first})
+
+
+def _upload_more(following: Future[Reading] | None, uploads: Uploads) -> None:
+    """One more piece of the next image, where that has been read."""
+    if following is not None and following.done() and not following.cancelled() and following.exception() is None:
+        uploads.step(following.result().image.data)
 
 
 def _prepared_there(case: str, reading: Reading, run: Run) -> Prepare:
@@ -160,7 +174,12 @@ def _prepared_here(reading: Reading, run: Run) -> Prepare:
     def prepare(model: int, stage: int, labels: NDArray[Any] | None) -> Prepared | DevicePrepared:
         given = stage == 0 and predictor.models[model].stages[stage].spec.previous_stage is not None
         before = reading.previous if given else labels
-        return predictor.prepared(model, stage, image.data, image.spacing, before)
+        uploaded = None if run.uploads is None else run.uploads.taken(image.data)
+        try:
+            return predictor.prepared(model, stage, image.data, image.spacing, before, uploaded)
+        finally:
+            if uploaded is not None:
+                uploaded.close()
 
     return prepare
 

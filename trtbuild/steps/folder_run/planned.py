@@ -27,6 +27,7 @@ from trtbuild.steps.folder_run.record import RECORD
 from trtbuild.steps.prediction.predictor import Predictor
 
 if TYPE_CHECKING:
+    from trtbuild.runtime.gpu.uploads import Uploads
     from trtbuild.volume import Prepared
     from trtbuild.volume.cases import Case
     from trtbuild.volume.image import Header, Image
@@ -68,6 +69,7 @@ class Run:
     """What every case of a folder run shares.
 
     `changed` are the cases whose finished outputs went because their inputs are no longer those that they were made of.
+    `uploads` takes the next image to the GPU while a case runs, where there is one GPU and no limit to its memory.
     """
 
     config: PredictConfig
@@ -78,6 +80,7 @@ class Run:
     planner: Planner
     ending: CaseEnding
     events: Events
+    uploads: Uploads | None = None
 
     def targets(self, case: str) -> Targets:
         """The case's files in the output folder."""

@@ -26,6 +26,7 @@ from trtbuild.steps.prediction.on_gpu import member_for_image_on_gpu
 from trtbuild.steps.prediction.opening import Model, Wishes, open_model
 
 if TYPE_CHECKING:
+    from trtbuild.runtime.device import Buffer
     from trtbuild.runtime.gpu.entry import DevicePrediction
     from trtbuild.runtime.gpu.prepare import DevicePrepared
     from trtbuild.runtime.runner import RunnerInfo
@@ -205,14 +206,15 @@ class Predictor:
         data: NDArray[Any],
         spacing: Sequence[float],
         labels: NDArray[Any] | None,
+        uploaded: Buffer | None = None,
     ) -> Prepared | DevicePrepared:
         """An image (C, Z, Y, X) with its spacing (z, y, x) in mm, as a stage of a model sees it.
 
-        `labels` (Z, Y, X) are those of the stage before, for the second one of a cascade. What is prepared on the GPU
-        goes into `predict_prepared`, which gives it back.
+        `labels` (Z, Y, X) are those of the stage before, for the second one of a cascade; `uploaded` is the image on
+        the GPU, where it went ahead. What is prepared on the GPU goes into `predict_prepared`, which gives it back.
         """
         self._check_open()
-        return prepared_for_member(data, spacing, self.models[model].stages[stage], labels)
+        return prepared_for_member(data, spacing, self.models[model].stages[stage], labels, uploaded)
 
     def predict_prepared(
         self,
