@@ -7,7 +7,9 @@ BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c tests/constraints.txt
 
-.PHONY: help setup demo test tests-a-to-n tests-o-to-z slow coverage lint benchmark gpu gpu-here clean
+PARTS  := tests-a-to-d tests-o-to-s tests-e-to-n tests-t-to-z
+
+.PHONY: help setup demo test $(PARTS) slow coverage lint benchmark gpu gpu-here clean
 
 help:
 	@echo "make demo       segment the demo brain and compare with nnU-Net (3 minutes)"
@@ -38,10 +40,10 @@ lint: setup
 	$(BIN)/mypy
 
 test: setup lint
-	$(MAKE) --no-print-directory -j2 tests-a-to-n tests-o-to-z
+	$(MAKE) --no-print-directory -j2 $(PARTS)
 
-# two halves at once, of about the same time
-tests-a-to-n tests-o-to-z: tests-%: setup
+# two at once, each in a process of its own
+$(PARTS): tests-%: setup
 	$(PYTEST) --junitxml=.pytest_cache/tests-$*.xml tests/test_[$(subst -to-,-,$*)]*.py
 
 coverage: setup
