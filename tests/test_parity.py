@@ -89,13 +89,14 @@ def assert_equal(who: Subject, kind: str, backend: str, folder: Path, *, mirrori
 
 
 CASES = [
-    pytest.param(name, kind, backend, marks=[pytest.mark.slow] if (name, backend) == ("demo", "onnxruntime") else [])
+    pytest.param(name, kind, backend, marks=[pytest.mark.slow] if (kind, backend) == ("main", "onnxruntime") else [])
     for backend in LIMITS
     for name in NAMES
     for kind in cases_of(name)
 ]
 
 
+# the large scenes are ordinary tests with OpenVINO, and slow ones with ONNX Runtime
 @pytest.mark.parametrize(("name", "kind", "backend"), CASES)
 def test_segmentation_and_probabilities_equal_nnunets(name: str, kind: str, backend: str, tmp_path: Path) -> None:
     who = subject(name)
