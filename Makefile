@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c tests/constraints.txt
 
-PARTS  := tests-a-to-d tests-o-to-s tests-e-to-n tests-t-to-z
+PARTS  := tests-a-to-d tests-o-to-s tests-e-to-j tests-t-to-z tests-k-to-n
 
 .PHONY: help setup demo test $(PARTS) slow coverage lint benchmark gpu gpu-here clean
 
@@ -42,7 +42,7 @@ lint: setup
 test: setup lint
 	$(MAKE) --no-print-directory -j2 $(PARTS)
 
-# two at once, each in a process of its own
+# two at once, each in a process of its own: signals that a test sends itself can end one that ran all the others before
 $(PARTS): tests-%: setup
 	$(PYTEST) --junitxml=.pytest_cache/tests-$*.xml tests/test_[$(subst -to-,-,$*)]*.py
 
